@@ -1,0 +1,33 @@
+"""One file a family, found by config.json's ``model_type``. A file declares Config, Model, FOLDS and TINY."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from ..errors import FlashNormError
+
+#: model_type of families whose blocks are another's.
+ALIASES = {"mistral": "llama"}
+
+
+def supported() -> list[str]:
+    """Every ``model_type`` that can be loaded, sorted."""
+    own = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "config")]
+    return sorted([*own, *ALIASES])
+
+
+def find(model_type: object) -> ModuleType:
+    """The architecture's module for a config's ``model_type``.
+
+    Raises:
+        FlashNormError: naming the supported ones.
+    """
+    if model_type not in supported():
+        kinds = ", ".join(supported())
+        raise FlashNormError(
+            f"config.json: model_type {model_type!r} is not supported (supported: {kinds}); mlx-lm may run it"
+        )
+    name = ALIASES.get(str(model_type), str(model_type))
+    return importlib.import_module(f"{__name__}.{name}")

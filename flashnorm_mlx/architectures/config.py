@@ -1,0 +1,142 @@
+"""config.json as a checked dataclass: what a model needs, of the right type and range."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mlx.core as mx
+
+from ..errors import FlashNormError
+from ..layers.rope import rope_type
+from ..plan import is_marked
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(kw_only=True)
+class Config:
+    """What every decoder has. A family's own Config adds fields and checks.
+
+    ``arm`` and ``compute_dtype`` are not a checkpoint's: ``load`` sets them.
+    """
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_attention_heads: int
+    rms_norm_eps: float
+    vocab_size: int
+    rope_theta: float
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int | None = None
+    rope_scaling: dict | None = None
+    tie_word_embeddings: bool = True
+    hidden_act: str = "silu"
+    arm: str = "flashnorm"
+    compute_dtype: mx.Dtype | None = None
+    #: The gains are folded already.
+    marked: bool = False
+
+    @classmethod
+    def from_dict(cls: type[C], raw: Mapping[str, Any]) -> C:
+        """Read a parsed config.json; keys that are not ours are ignored.
+
+        Raises:
+            FlashNormError: for a missing key, a wrong type, a number out of range, or sizes that contradict.
+        """
+        raw = {**_with_rope(raw), "marked": is_marked(dict(raw))}
+        known = {}
+        for f in dataclasses.fields(cls):
+            if raw.get(f.name) is None:
+                if f.default is dataclasses.MISSING:
+                    raise FlashNormError(f"config.json: {f.name} is missing{_HINTS.get(f.name, '')}")
+                continue
+            known[f.name] = _typed(f.name, str(f.type), raw[f.name])
+        config = cls(**known)
+        config.check()
+        return config
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def check(self) -> None:
+        """Raise a FlashNormError where values contradict each other, or ask for what is not supported."""
+        heads = self.num_attention_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            fail(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+        if heads % self.kv_heads:
+            fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}")
+        if self.head_size % 2:
+            fail(f"head_dim {self.head_size} is odd; RoPE rotates pairs")
+        if self.hidden_act != "silu":
+            fail(f"hidden_act {self.hidden_act!r} is not supported for {self.model_type} (silu is)")
+        _check_rope(self.rope_scaling)
+
+
+def fail(what: str) -> None:
+    """Raise a FlashNormError about config.json."""
+    raise FlashNormError(f"config.json: {what}")
+
+
+_HINTS = {
+    "rope_theta": " (at the top level and in rope_parameters); add it: Llama 2's is 10000.0",
+}
+
+
+def _with_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` from wherever they are: transformers ≥ 5 nests them in rope_parameters."""
+    out = dict(raw)
+    nested = raw.get("rope_parameters")
+    if isinstance(nested, Mapping):
+        out.setdefault("rope_theta", nested.get("rope_theta"))
+        if raw.get("rope_scaling") is None:
+            out["rope_scaling"] = dict(nested)
+    elif out.get("rope_theta") is None and _before_rope_theta(raw.get("transformers_version")):
+        out["rope_theta"] = 10000.0
+    return out
+
+
+def _before_rope_theta(version: object) -> bool:
+    """Whether a file is older than the key itself (transformers 4.33), as Llama 2's are: its base was fixed."""
+    numbers = str(version).split(".")[:2] if version else []
+    return all(n.isdigit() for n in numbers) and bool(numbers) and tuple(map(int, numbers)) < (4, 33)
+
+
+def _check_rope(scaling: dict | None) -> None:
+    if rope_type(scaling) in ("linear", "llama3"):
+        assert scaling is not None
+        keys = [k for k in ("factor", "low_freq_factor", "high_freq_factor") if k in scaling or k == "factor"]
+        for key in [*keys, *(k for k in ("original_max_position_embeddings",) if k in scaling)]:
+            if not _is_number(scaling.get(key)) or not scaling[key] > 0:
+                fail(f"rope_scaling: {key} must be a positive number, not {scaling.get(key)!r}")
+        if scaling.get("high_freq_factor", 4.0) <= scaling.get("low_freq_factor", 1.0):
+            fail("rope_scaling: high_freq_factor must be greater than low_freq_factor")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _typed(name: str, annotation: str, value: Any) -> Any:
+    """``value`` as the field's type says, or a FlashNormError. All our integers and floats are positive."""
+    kind = annotation.split(" | ")[0]
+    if kind == "int" and (not _is_number(value) or value != int(value) or value < 1):
+        fail(f"{name} must be a positive integer, not {value!r}")
+    if kind == "float" and not (_is_number(value) and value > 0):
+        fail(f"{name} must be a positive number, not {value!r}")
+    if kind in ("bool", "str", "dict", "list"):
+        expected = {"bool": bool, "str": str, "dict": dict, "list": list}[kind]
+        if not isinstance(value, expected):
+            fail(f"{name} must be a {kind}, not {value!r}")
+    return int(value) if kind == "int" else float(value) if kind == "float" else value

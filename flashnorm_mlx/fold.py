@@ -1,0 +1,101 @@
+"""The algebra of FlashNorm (arXiv 2407.09577): arrays in, arrays out.
+
+Conventions: a linear layer is ``y = x Wᵀ + c`` with ``W`` of shape ``[out, in]``, MLX's layout (the paper writes
+``x W`` with ``W`` of shape ``[in, out]``; its ``diag(g) W`` is therefore ``W · g`` along the last axis here).
+``g``, ``β`` and ``x`` have ``in`` entries, ``c`` has ``out``. Everything is computed in float32 and returned in the
+dtype that is asked for, by default that of the array that is rewritten.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+
+def effective_gain(weight: mx.array, *, plus_one: bool = False) -> mx.array:
+    """The gain ``g`` that a stored norm weight stands for: ``w``, or ``1 + w`` (Gemma 1 to 3), in float32."""
+    weight = weight.astype(mx.float32)
+    return 1.0 + weight if plus_one else weight
+
+
+def identity_gain(weight: mx.array, *, plus_one: bool = False) -> mx.array:
+    """The stored weight, of the same shape and dtype, that makes a norm's gain 1: ones, or zeros for ``1 + w``."""
+    return mx.zeros_like(weight) if plus_one else mx.ones_like(weight)
+
+
+def fold_gain(weight: mx.array, gain: mx.array, *, plus_one: bool = False, dtype: mx.Dtype | None = None) -> mx.array:
+    """``W* = W diag(g)``: a norm's gain goes into the linear layer behind it (§1, "weightless" norm).
+
+    Args:
+        weight: ``[..., out, in]``; leading axes (experts) are allowed.
+        gain: the norm's stored weight, ``[in]``.
+        plus_one: the stored weight is ``g - 1``.
+
+    Raises:
+        ValueError: if the gain's length is not the layer's input size.
+    """
+    if gain.ndim != 1 or gain.shape[0] != weight.shape[-1]:
+        raise ValueError(f"a gain of shape {gain.shape} can't be folded into a weight of shape {weight.shape}")
+    folded = weight.astype(mx.float32) * effective_gain(gain, plus_one=plus_one)
+    return folded.astype(dtype or weight.dtype)
+
+
+def fold_bias(weight: mx.array, beta: mx.array, bias: mx.array | None = None) -> mx.array:
+    """``c* = c + W β``: a norm's bias β goes into the bias of the linear layer behind it (§1.1, LayerNorm and DyT).
+
+    ``W`` is the layer's weight *before* its own gain is folded (the norm computes ``x̂·g + β``, so β is not scaled
+    by g). Shapes: ``weight [out, in]``, ``beta [in]``, ``bias [out]`` or None. Returns ``[out]``, of the bias' dtype
+    (the weight's where there was none).
+    """
+    folded = weight.astype(mx.float32) @ beta.astype(mx.float32)
+    if bias is None:
+        return folded.astype(weight.dtype)
+    return (bias.astype(mx.float32) + folded).astype(bias.dtype)
+
+
+def fold_centring(
+    weight: mx.array, bias: mx.array | None = None, *, dtype: mx.Dtype | None = None
+) -> tuple[mx.array, mx.array | None]:
+    """``V* = V - s/n``: the layer *in front of* a LayerNorm writes a vector of mean zero (§1.2).
+
+    ``s`` holds the sums over the ``n`` output channels, so ``V* x = V x - mean(V x)``; LayerNorm becomes RMSNorm.
+    Every writer of the residual must be centred, an embedding (``axis = -1``) by :func:`centre`.
+    Shapes: ``weight [out, in]``, ``bias [out]``; the mean is over ``out``.
+    """
+    w = weight.astype(mx.float32)
+    centred = (w - mx.mean(w, axis=-2, keepdims=True)).astype(dtype or weight.dtype)
+    return centred, None if bias is None else centre(bias)
+
+
+def centre(vectors: mx.array) -> mx.array:
+    """``x - mean(x)`` over the last axis: rows of an embedding table, or a bias (§1.2)."""
+    x = vectors.astype(mx.float32)
+    return (x - mx.mean(x, axis=-1, keepdims=True)).astype(vectors.dtype)
+
+
+def fold_root_mean(weight: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
+    """``W* = √n W``: turns the mean into a sum (appendix B), so that ``x/RMS(x) Wᵀ = x/RSS(x) W*ᵀ``.
+
+    ``RSS(x) = sqrt(Σx² + nε)`` (see :func:`inverse_rss`); ``n`` is the layer's input size.
+    """
+    return (weight.astype(mx.float32) * weight.shape[-1] ** 0.5).astype(dtype or weight.dtype)
+
+
+def inverse_rms(x: mx.array, eps: float | mx.array = 0.0) -> mx.array:
+    """``s = 1/RMS(x) = 1/sqrt(mean(x²) + ε)`` over the last axis, kept; float32 ``[..., 1]`` (§1; ε: appendix A)."""
+    x = x.astype(mx.float32)
+    return mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def inverse_rss(x: mx.array, eps: float = 0.0) -> mx.array:
+    """``1/sqrt(Σx² + nε)`` over the last axis, kept; float32 ``[..., 1]`` (appendix B). Equal to ``s/√n``."""
+    x = x.astype(mx.float32)
+    return mx.rsqrt(mx.sum(x * x, axis=-1, keepdims=True) + x.shape[-1] * eps)
+
+
+def cancelled_eps(eps: float, scale: mx.array | None) -> float | mx.array:
+    """``ε/s²``: the ε that a second norm needs when the first one's scale ``s`` is left out in front of it (§4.1).
+
+    ``RMSNorm(s·p; ε) = s·p / sqrt(s² mean(p²) + ε) = p / sqrt(mean(p²) + ε/s²) = RMSNorm(p; ε/s²)``: exact.
+    Keeping ε is not (up to 3e-2 relative at a residual RMS of 0.02). ``scale`` None means nothing was left out.
+    """
+    return eps if scale is None else eps / (scale * scale)

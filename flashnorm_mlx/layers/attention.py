@@ -1,0 +1,104 @@
+"""Attention: three of the block's five operations, ``qkv``, ``attend`` and ``project_add``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from .. import fold
+from . import rope
+from .linear import stack_into
+from .norm import Owed, settled
+
+QKV = tuple[mx.array, mx.array, mx.array]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: ``num_heads`` query heads share ``num_kv_heads`` key and value heads.
+
+    Args:
+        qk_norm_eps: ε of a QK-norm over each head's ``head_dim`` (``q_norm``, ``k_norm``); None: no QK-norm.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool = False,
+        qk_norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=bias)
+        self.qk_norm_eps = qk_norm_eps
+        if qk_norm_eps is not None:
+            self.q_norm = Gain(head_dim)
+            self.k_norm = Gain(head_dim)
+
+    def qkv(self, norm: nn.Module, h: mx.array, tables: rope.Tables) -> QKV:
+        """Norm → project → QK-norm → RoPE: ``[batch, heads, length, head_dim]`` each.
+
+        The scale that the norm owes goes into RoPE's tables for q and k, onto v plainly; a QK-norm cancels it for q
+        and k (§3, §4.1).
+        """
+        y, s = self._heads(norm(h, *self._qkv_layers()))
+        rotated = self.num_heads + self.num_kv_heads
+        qk, v = y[:, :rotated], settled(y[:, rotated:], s)
+        if self.qk_norm_eps is not None:
+            qk, s, tables = *self._qk_norm(qk, s), rope.with_gain(tables, self._qk_gain())
+        qk = rope.rotate(qk, tables, s)
+        return qk[:, : self.num_heads], qk[:, self.num_heads :], v
+
+    def attend(self, qkv: QKV, mask: Any, cache: Any) -> mx.array:
+        """``softmax(q kᵀ / sqrt(head_dim)) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
+        q, k, v = qkv
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.head_dim**-0.5, mask=mask)
+        return a.transpose(0, 2, 1, 3).reshape(a.shape[0], a.shape[2], -1)
+
+    def project_add(self, a: mx.array, h: mx.array) -> mx.array:
+        """``h + a Woᵀ``: the output projection, plus the residual."""
+        return h + self.o_proj(a)
+
+    def pack(self) -> None:
+        """Lay q, k and v out as one matrix, where their formats allow it."""
+        stack_into(self, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
+
+    def _qkv_layers(self) -> tuple[nn.Module, ...]:
+        return (self.qkv_proj,) if "qkv_proj" in self else (self.q_proj, self.k_proj, self.v_proj)
+
+    def _heads(self, owed: Owed) -> Owed:
+        """``[batch, length, heads·dim] -> [batch, heads, length, dim]``, and the scale to match."""
+        y, s = owed
+        y = y.reshape(*y.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+        return y, None if s is None else s[:, None]
+
+    def _qk_norm(self, qk: mx.array, s: mx.array | None) -> Owed:
+        """QK-norm without its gain, of products that are still owed ``s``: it cancels, ε becomes ε/s² (§4.1)."""
+        assert self.qk_norm_eps is not None
+        inverse = fold.inverse_rms(qk, fold.cancelled_eps(self.qk_norm_eps, s))
+        return settled(qk, inverse), None
+
+    def _qk_gain(self) -> mx.array:
+        """The gains of q_norm and k_norm, a head each: ``[heads, 1, head_dim]``."""
+        q, k = self.q_norm["weight"], self.k_norm["weight"]
+        heads = [mx.broadcast_to(g, (n, 1, g.size)) for g, n in ((q, self.num_heads), (k, self.num_kv_heads))]
+        return mx.concatenate(heads).astype(mx.float32)
+
+
+class Gain(nn.Module):
+    """The gain of a norm whose scale is computed elsewhere: a bare ``weight [dims]``."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))

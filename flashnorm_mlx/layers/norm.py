@@ -1,0 +1,88 @@
+"""The join of a norm to the projections behind it: the one place where the three arms differ.
+
+Each arm is called as ``norm(a, *layers)`` and returns ``(y, s)``, a pair whose value is ``y·s``: the products of all
+the layers side by side, and the scale that is still owed to them (``[..., 1]``, float32; None: nothing is owed). Who
+consumes the pair decides where the scale goes: into RoPE's tables, the activation, a second norm (where it cancels),
+or plainly onto ``y`` (:func:`settled`).
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import fold
+from .linear import bias_of, products
+
+Owed = tuple[mx.array, mx.array | None]
+
+
+def settled(y: mx.array, scale: mx.array | None) -> mx.array:
+    """``y·s`` in y's dtype; a float32 scale would otherwise promote the activations behind it."""
+    return y if scale is None else (y * scale).astype(y.dtype)
+
+
+class BaselineNorm(nn.Module):
+    """``RMSNorm(a; g) Wᵀ + c``: the norm on its own, then the projections. Nothing is folded or deferred."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))
+        self.eps = eps
+
+    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
+        y = products(layers, mx.fast.rms_norm(a, self["weight"], self.eps))
+        bias = bias_of(layers)
+        return (y if bias is None else y + bias), None
+
+    def pack(self) -> None:
+        """Nothing to lay out anew."""
+
+
+class FlashNorm(nn.Module):
+    """``(a W*ᵀ)·s + c`` with ``W* = W diag(g)`` and ``s = 1/RMS(a)``: gain folded, scale deferred (§1).
+
+    A gain that could not be folded (a tied head, a quantised projection) stays as ``weight`` and multiplies ``a``;
+    the scale is deferred all the same. A layer with a bias is settled at once, for the scale goes in front of it.
+
+    In float16 the unscaled product can overflow, so here the weightless norm comes first, ``(a·s) W*ᵀ``; a kernel
+    that accumulates in float32 has no such need.
+    """
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))
+        self.eps = eps
+
+    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
+        gain, bias = self.get("weight"), bias_of(layers)
+        if a.dtype == mx.float16:
+            y = products(layers, mx.fast.rms_norm(a, gain, self.eps))
+            return (y if bias is None else y + bias), None
+        y = products(layers, a if gain is None else (a * gain).astype(a.dtype))
+        s = fold.inverse_rms(a, self.eps)
+        return (y, s) if bias is None else (settled(y, s) + bias, None)
+
+    def pack(self) -> None:
+        """Drop a gain that is 1 everywhere: it was folded."""
+        if mx.all(self["weight"] == 1).item():
+            self.pop("weight")
+
+
+class NoNorm(nn.Module):
+    """``a Wᵀ + c``: the norm is left out. Wrong output; the upper bound on the speed of the other two."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))
+
+    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
+        y, bias = products(layers, a), bias_of(layers)
+        return (y if bias is None else y + bias), None
+
+    def pack(self) -> None:
+        """Drop the gain: nothing reads it."""
+        self.pop("weight")
+
+
+ARMS = {"baseline": BaselineNorm, "flashnorm": FlashNorm, "none": NoNorm}
