@@ -1,0 +1,173 @@
+"""The ``flashnorm`` command: arguments, and where each subcommand goes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import __version__
+from .errors import FlashNormError
+
+EXAMPLES = {
+    "chat": """examples:
+  flashnorm chat                                        talk to the demo model
+  flashnorm chat models/demo --system "Answer briefly." --stats
+  echo "What is FlashNorm?" | flashnorm chat            answer and exit""",
+    "generate": """examples:
+  flashnorm generate models/demo -p "Tell me a story about a fox."
+  flashnorm generate mlx-community/SmolLM2-135M-Instruct -p - < question.txt""",
+    "convert": """examples:
+  flashnorm convert models/demo demo-4bit
+  flashnorm convert HuggingFaceTB/SmolLM2-135M-Instruct smol-8bit --bits 8
+  flashnorm convert models/demo demo-folded --no-quantize""",
+    "info": """examples:
+  flashnorm info models/demo""",
+    "verify": """examples:
+  flashnorm verify models/demo
+  flashnorm verify demo-4bit --text README.md""",
+    "serve": """examples:
+  flashnorm serve models/demo --port 8080
+  curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{"messages": [{"role": "user", "content": "What is FlashNorm?"}]}'""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 well, 1 an error that was said, 2 wrong usage, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that half-made files are removed then, too
+    try:
+        from . import commands
+
+        run: Callable[[argparse.Namespace], int] = getattr(commands, args.command)
+        return run(args)
+    except FlashNormError as error:
+        print(f"flashnorm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("flashnorm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `flashnorm ... | head`
+        sys.stderr.close()
+        return 1
+
+
+def _interrupt(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flashnorm",
+        description="Run language models with MLX, their norms off the decode path (FlashNorm, arXiv 2407.09577).",
+        epilog="`flashnorm COMMAND --help` has examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"flashnorm-mlx {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    chat = _command(commands, "chat", "talk to a model in the terminal")
+    chat.add_argument("model", nargs="?", metavar="MODEL", help=f"{_MODEL} (default: the demo that ships)")
+    _add_loading(chat)
+    _add_sampling(chat, max_tokens=1024, temp=0.7, top_p=0.95)
+    chat.add_argument("--system", metavar="TEXT", help="system prompt")
+    chat.add_argument("--markdown", action="store_true", help="render answers as markdown")
+    chat.add_argument("--stats", action="store_true", help="show speed and memory after each answer")
+    chat.add_argument("--max-context", type=_positive, metavar="N", help="tokens of context (default: the model's)")
+
+    generate = _command(commands, "generate", "answer one prompt")
+    generate.add_argument("model", metavar="MODEL", help=_MODEL)
+    generate.add_argument("-p", "--prompt", required=True, help="the prompt; - reads it from standard input")
+    generate.add_argument("--system", metavar="TEXT", help="system prompt")
+    generate.add_argument("--raw", action="store_true", help="send the prompt as it is, without the chat template")
+    generate.add_argument("--stats", action="store_true", help="show speed and memory on standard error")
+    _add_loading(generate)
+    _add_sampling(generate, max_tokens=256, temp=0.0, top_p=1.0)
+
+    convert = _command(commands, "convert", "fold a model's norms and quantise it")
+    convert.add_argument("source", metavar="SRC", help=_MODEL)
+    convert.add_argument("target", metavar="DST", help="the new folder; it must not exist")
+    convert.add_argument("--bits", type=int, choices=(4, 8), default=4, help="bits a weight (default: 4)")
+    convert.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="default: 64")
+    convert.add_argument("--no-quantize", action="store_true", help="fold only")
+    convert.add_argument("--dtype", choices=_DTYPES, help="of what isn't quantised (default: the source's)")
+    convert.add_argument("--revision", help="branch, tag or commit of a hub repository")
+
+    info = _command(commands, "info", "what a model is, and what becomes of each of its norms")
+    info.add_argument("model", metavar="MODEL", help=_MODEL)
+    info.add_argument("--revision", help="branch, tag or commit of a hub repository")
+    info.add_argument("--dtype", choices=_DTYPES, help="to compute in (default: the file's; float32 on the CPU)")
+
+    verify = _command(commands, "verify", "compare the three arms with stock mlx-lm; exit code 1 if they differ")
+    verify.add_argument("model", metavar="MODEL", help=_MODEL)
+    verify.add_argument("--text", metavar="FILE", help="text for the perplexity (default: the model's heldout.txt)")
+    verify.add_argument("--max-tokens", type=_positive, default=512, help="tokens of the text to read (default: 512)")
+    verify.add_argument("--greedy-tokens", type=_positive, default=48, help="tokens to decode (default: 48)")
+    verify.add_argument(
+        "--tolerance", type=_number(0, math.inf), default=1e-4, help="largest relative logit error (default: 1e-4)"
+    )
+    verify.add_argument("--revision", help="branch, tag or commit of a hub repository")
+
+    serve = _command(commands, "serve", "mlx-lm's HTTP server (OpenAI's chat completions), running this engine")
+    serve.add_argument("model", metavar="MODEL", help=_MODEL)
+    _add_loading(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    serve.add_argument("--port", type=_number(0, 65535, int), default=8080, help="default: 8080")
+    return parser
+
+
+_MODEL = "a folder, or a Hugging Face repository (org/name)"
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ".",
+        epilog=EXAMPLES[name],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("loading")
+    group.add_argument(
+        "--arm",
+        choices=("baseline", "flashnorm", "none"),
+        default="flashnorm",
+        help="explicit norms, FlashNorm (default), or no norms (wrong output, the upper bound on speed)",
+    )
+    group.add_argument("--dtype", choices=_DTYPES, help="to compute in (default: the file's; float32 on the CPU)")
+    group.add_argument("--kernels", choices=("auto", "reference", "fused"), default="auto", help="default: auto")
+    group.add_argument("--revision", help="branch, tag or commit of a hub repository")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int, temp: float, top_p: float) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-tokens", type=_positive, default=max_tokens, metavar="N", help=f"default: {max_tokens}")
+    group.add_argument("--temp", type=_number(0, 5), default=temp, metavar="T", help=f"default: {temp:g}; 0 is greedy")
+    group.add_argument("--top-p", type=_number(0, 1), default=top_p, metavar="P", help=f"default: {top_p:g}; 1 is off")
+    group.add_argument("--top-k", type=_number(0, 10**6, int), default=0, metavar="K", help="default: 0, off")
+    group.add_argument("--min-p", type=_number(0, 1), default=0.0, metavar="P", help="default: 0, off")
+    group.add_argument("--repetition-penalty", type=_number(0.1, 10), default=1.0, metavar="R", help="default: 1, off")
+    group.add_argument("--seed", type=_number(0, 2**32 - 1, int), metavar="N", help="of the random numbers")
+
+
+def _number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return parse
+
+
+_positive = _number(1, 10**6, int)

@@ -1,0 +1,207 @@
+"""What each subcommand of ``flashnorm`` does, once its arguments are parsed. Each returns the exit code."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import FlashNormError
+from .info import Info, describe_weights, device_name, dtype_name
+from .loader import Progress as ProgressCallback
+from .loader import load, resolve
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+def chat(args: Namespace) -> int:
+    from . import chat as terminal
+    from .demo import converted_demo
+
+    settings = terminal.Settings(
+        **{f.name: getattr(args, f.name) for f in fields(terminal.Settings) if hasattr(args, f.name)}
+    )
+    if args.model is None:
+        with _progress() as progress:
+            args.model = str(converted_demo(progress))
+        name = "demo"
+    else:
+        name = args.model
+    model, tokenizer = _load(args)
+    return terminal.chat(model, tokenizer, settings, name=name)
+
+
+def generate(args: Namespace) -> int:
+    from mlx_lm import stream_generate
+    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt.strip():
+        raise FlashNormError("the prompt is empty; give one with -p")
+    model, tokenizer = _load(args)
+    if tokenizer.has_chat_template and not args.raw:
+        messages = [{"role": "user", "content": prompt}]
+        if args.system:
+            messages.insert(0, {"role": "system", "content": args.system})
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    if args.seed is not None:
+        mx.random.seed(args.seed)
+    last: Any = None
+    for last in stream_generate(
+        model,
+        tokenizer,
+        prompt,
+        max_tokens=args.max_tokens,
+        sampler=make_sampler(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
+        logits_processors=make_logits_processors(
+            repetition_penalty=args.repetition_penalty if args.repetition_penalty != 1.0 else None
+        ),
+    ):
+        print(last.text, end="", flush=True)
+    print()
+    if args.stats and last is not None:
+        _err.print(
+            f"prompt {last.prompt_tokens} tokens, {last.prompt_tps:.0f} tokens/s; answer {last.generation_tokens} "
+            f"tokens, {last.generation_tps:.0f} tokens/s; peak memory {last.peak_memory:.2f} GB",
+            style="dim",
+        )
+    return 0
+
+
+def convert(args: Namespace) -> int:
+    from .converter import Options, convert_with_report
+
+    options = Options(args.bits, args.group_size, not args.no_quantize, args.dtype)
+    with _progress() as progress:
+        report = convert_with_report(args.source, args.target, options, revision=args.revision, progress=progress)
+    folded = sum(1 for step in report.plan.steps if not step.kept)
+    others = "; the others:" if folded < len(report.plan.steps) else ""
+    _out.print(f"{folded} of {len(report.plan.steps)} norms folded{others}")
+    for step in report.plan.steps:
+        if step.kept and step.norm.count(".0.") == step.norm.count(".layers."):
+            _out.print(f"  {step.fold.norm}: {step.kept}", markup=False)
+    _out.print(
+        f"{report.source_bytes / 1e6:.1f} MB in {report.source_tensors} tensors -> "
+        f"{report.target_bytes / 1e6:.1f} MB in {report.target_tensors} tensors"
+    )
+    check = report.check
+    _out.print(
+        f"self-check, largest logit error: folded {check.fold_error:.1e}, as written {check.target_error:.1e}; "
+        f"likeliest token kept at {check.same_top} of {check.positions} positions"
+    )
+    _out.print(f"{report.target}", markup=False, soft_wrap=True)
+    return 0
+
+
+def info(args: Namespace) -> int:
+    from .info import inspect
+
+    _show_info(inspect(resolve(args.model, args.revision), args.dtype))
+    return 0
+
+
+def verify(args: Namespace) -> int:
+    from .verify import verify as run
+
+    text = None
+    if args.text is not None:
+        try:
+            text = Path(args.text).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise FlashNormError(f"{args.text}: {reason}") from None
+    path = resolve(args.model, args.revision)
+    with _progress() as progress:
+        found = run(
+            path,
+            text=text,
+            max_tokens=args.max_tokens,
+            greedy_tokens=args.greedy_tokens,
+            tolerance=args.tolerance,
+            progress=progress,
+        )
+    table = Table("arm", "largest logit error", "first token that differs", "perplexity", "")
+    table.add_row("mlx-lm", "", "", f"{found.reference_perplexity:.4f}", "the reference")
+    for r in found.results:
+        first = "none" if r.first_difference is None else f"{r.first_difference + 1} of {found.greedy_tokens}"
+        verdict = "not judged" if r.arm == "none" else "ok" if r.ok else "DIFFERS"
+        table.add_row(r.arm, f"{r.logit_error:.1e}", first, f"{r.perplexity:.4f}", verdict)
+    _out.print(table)
+    _out.print(f"float32, {found.tokens} tokens of text; errors relative to the largest logit", style="dim")
+    return 0 if found.ok else 1
+
+
+def serve(args: Namespace) -> int:
+    from .serve import serve as run
+
+    model, tokenizer = _load(args)
+    return run(model, tokenizer, host=args.host, port=args.port)
+
+
+def _load(args: Namespace) -> tuple[Any, Any]:
+    """Load a model with a progress bar, and say in one line what was chosen."""
+    path = resolve(args.model, args.revision)
+    with _progress() as progress:
+        model, tokenizer = load(path, arm=args.arm, dtype=args.dtype, kernels=args.kernels, progress=progress)
+    _err.print(f"{describe(path, model)}", style="dim", markup=False, soft_wrap=True)
+    return model, tokenizer
+
+
+def describe(path: Path, model: Any) -> str:
+    """``llama, 4-bit (group 64), flashnorm, float32 on cpu``: what was chosen, in one line."""
+    from .checkpoint import open_checkpoint
+
+    computing = model.args.compute_dtype
+    dtype = f"{dtype_name(computing)} on " if computing else ""
+    weights = describe_weights(open_checkpoint(path))
+    return f"{model.model_type}, {weights}, {model.args.arm}, {dtype}{device_name()}"
+
+
+def _show_info(info: Info) -> None:
+    facts = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("model", str(info.path)),
+        ("architecture", f"{info.model_type}, {info.layers} layers, {info.parameters / 1e6:.1f} M parameters"),
+        ("weights", f"{info.weights}, {info.file_bytes / 1e6:.1f} MB"),
+        (
+            "read a token",
+            f"{info.bytes_per_token / 1e6:.1f} MB, and {info.cache_bytes_per_position} bytes for each token of context",
+        ),
+        ("computes in", f"{info.compute_dtype} on {info.device}"),
+    ):
+        facts.add_row(key, value)
+    _out.print(facts)
+    norms = Table.grid(padding=(0, 2))
+    for fate in info.norms:
+        norms.add_row(
+            f"{fate.count} × {fate.norm.rpartition('.')[2]}", f"into {', '.join(fate.into)}" if fate.into else ""
+        )
+        norms.add_row("", f"gain: {fate.gain}")
+        norms.add_row("", f"scale: {fate.scale}")
+    _out.print()
+    _out.print(norms)
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressCallback]:
+    """A progress bar on standard error that disappears when the work is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(word: str, done: int, total: int) -> None:
+            if word not in tasks:
+                tasks[word] = bar.add_task(word)
+            bar.update(tasks[word], completed=done, total=total)
+
+        yield update

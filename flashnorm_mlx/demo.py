@@ -1,0 +1,50 @@
+"""The model that ships with the project, converted on first use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+from .converter import convert
+from .errors import FlashNormError
+from .loader import Progress
+
+
+def demo_source() -> Path:
+    """The demo's folder: beside the package in a clone, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    for folder in (package / "_demo", package.parent / "models" / "demo"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise FlashNormError("the demo model did not come with this installation; name a model: flashnorm chat MODEL")
+
+
+def cache_folder() -> Path:
+    """Where this user keeps what can be made again."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "flashnorm"
+    home = Path.home()
+    return (home / "Library/Caches" if sys.platform == "darwin" else home / ".cache") / "flashnorm"
+
+
+def converted_demo(progress: Progress | None = None) -> Path:
+    """The demo, folded and quantised, in the user's cache; made if this version of it is not there yet."""
+
+    source = demo_source()
+    digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
+    target = cache_folder() / f"demo-{digest}"
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FlashNormError(
+                f"{target.parent}: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
+            ) from None
+        try:
+            convert(source, target, progress=progress)
+        except FlashNormError:
+            if not target.exists():  # else another process made it meanwhile
+                raise
+    return target

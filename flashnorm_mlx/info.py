@@ -1,0 +1,117 @@
+"""What a checkpoint is and what becomes of each of its norms, from its headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .architectures.base import named_arrays
+from .checkpoint import DTYPES, Checkpoint, open_checkpoint
+from .loader import check_tensors, compute_dtype, configured
+from .plan import MARKED, TIED, Step
+
+
+@dataclass(frozen=True)
+class NormFate:
+    """All norms of one kind that fare alike: how many, who consumes them, and what becomes of gain and scale."""
+
+    norm: str
+    count: int
+    into: tuple[str, ...]
+    gain: str
+    scale: str
+
+
+@dataclass(frozen=True)
+class Info:
+    """The facts about a checkpoint that ``flashnorm info`` shows."""
+
+    path: Path
+    model_type: str
+    layers: int
+    parameters: int
+    weights: str
+    file_bytes: int
+    #: Weight bytes that one decoded token reads: everything but a separate embedding table.
+    bytes_per_token: int
+    #: Cache bytes that each position of the context takes, in the compute dtype.
+    cache_bytes_per_position: int
+    compute_dtype: str
+    device: str
+    norms: tuple[NormFate, ...]
+
+
+def inspect(path: str | Path, dtype: str | None = None) -> Info:
+    """Read a folder's config and headers.
+
+    Raises:
+        FlashNormError: as :func:`flashnorm_mlx.load` would.
+    """
+    checkpoint = open_checkpoint(path)
+    model = configured(checkpoint, {})
+    check_tensors(checkpoint, model)
+    args, tensors = model.args, checkpoint.tensors
+    embedding = sum(t.nbytes for n, t in tensors.items() if n.startswith("model.embed_tokens."))
+    computing = compute_dtype(dtype) or _file_dtype(checkpoint)
+    return Info(
+        path=checkpoint.path,
+        model_type=args.model_type,
+        layers=args.num_hidden_layers,
+        parameters=sum(a.size for _, a in named_arrays(model)),
+        weights=describe_weights(checkpoint),
+        file_bytes=checkpoint.nbytes,
+        bytes_per_token=checkpoint.nbytes - (0 if args.tie_word_embeddings else embedding),
+        cache_bytes_per_position=2 * args.num_hidden_layers * args.kv_heads * args.head_size * computing.size,
+        compute_dtype=dtype_name(computing),
+        device=device_name(),
+        norms=_fates(model.plan(tensors).steps),
+    )
+
+
+def describe_weights(checkpoint: Checkpoint) -> str:
+    """``4-bit (group 64)``, or the dtype that most of the weights have."""
+    quantization: Any = checkpoint.config.get("quantization") or checkpoint.config.get("quantization_config")
+    if isinstance(quantization, dict):
+        bits, group = quantization.get("bits"), quantization.get("group_size")
+        if bits and group:
+            return f"{bits}-bit (group {group})"
+        return str(quantization.get("quant_method", "quantised"))
+    return dtype_name(_file_dtype(checkpoint))
+
+
+def _file_dtype(checkpoint: Checkpoint) -> mx.Dtype:
+    held: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype in ("F16", "BF16", "F32"):
+            held[tensor.dtype] += tensor.nbytes
+    return (DTYPES[held.most_common(1)[0][0]][1] if held else None) or mx.float32
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
+
+
+def device_name() -> str:
+    """``gpu (Apple M2)``, ``gpu (NVIDIA H200)`` or ``cpu``."""
+    device = mx.default_device()
+    if device == mx.cpu:
+        return "cpu"
+    name = mx.device_info().get("device_name")
+    return f"gpu ({name})" if name else "gpu"
+
+
+def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:
+    groups: Counter[tuple] = Counter()
+    for step in steps:
+        gain = "folded into the weights" if not step.kept else f"kept: {step.kept}" if step.into else step.kept
+        if step.kept == MARKED:
+            gain = step.kept
+        short = tuple(c.rpartition(".")[2] for c in step.fold.into)
+        if step.kept == TIED:
+            short = ("embed_tokens",)
+        groups[step.fold.norm, short, gain, step.fold.scale or "computed with the norm"] += 1
+    return tuple(NormFate(norm, n, into, gain, scale) for (norm, into, gain, scale), n in groups.items())

@@ -1,0 +1,244 @@
+"""A folder or a hub repository, stock or converted, as an mlx-lm model and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from . import architectures
+from .architectures.base import Decoder, named_arrays
+from .checkpoint import Checkpoint, open_checkpoint, read_json
+from .errors import FlashNormError
+from .layers.norm import ARMS
+from .plan import MARKED
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+Progress = Callable[[str, int, int], None]
+
+
+def load(
+    path_or_repo: str | Path,
+    *,
+    arm: str = "flashnorm",
+    dtype: str | mx.Dtype | None = None,
+    kernels: str = "auto",
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Decoder, TokenizerWrapper]:
+    """Load a model and its tokenizer; gains are folded as the weights come in.
+
+    Args:
+        path_or_repo: a folder, or a Hugging Face repository (``org/name``). Stock mlx-lm and Hugging Face
+            checkpoints, already quantised ones (their gains are kept and applied, nothing is requantised), and
+            converted ones.
+        arm: ``flashnorm``; ``baseline``, with explicit norms; or ``none``, without the foldable norms (wrong output,
+            the upper bound on speed).
+        dtype: ``float32``, ``float16`` or ``bfloat16`` for activations and unquantised weights. None: the file's,
+            except on the CPU, where it is float32 (MLX's float16 is some 40 times slower there).
+        kernels: ``auto`` or ``reference``, plain MLX operations; ``fused`` raises where fused kernels are not to be
+            had.
+        revision: a branch, tag or commit of the repository.
+        progress: called with a word, the steps done and the steps in all.
+
+    Raises:
+        FlashNormError: if it can't be loaded, or an option is not one of those above.
+    """
+    path = resolve(path_or_repo, revision)
+    model = load_model(path, arm=arm, dtype=dtype, kernels=kernels, progress=progress)
+    return model, load_tokenizer(path)
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a path or a repository; a repository is downloaded, or found in the hub's cache."""
+    path = Path(path_or_repo).expanduser()
+    if path.exists():
+        return path
+    name = str(path_or_repo)
+    if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
+        raise FlashNormError(f"{name}: no such folder (a hub repository would be written org/name)")
+    from huggingface_hub import snapshot_download
+    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    except Exception as error:  # the hub's client raises many kinds, from HTTP, files and validation
+        at = f" at revision {revision}" if revision else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FlashNormError(
+            f"{name}: no such folder here, and it could not be had from the hub{at}: {reason}"
+        ) from None
+
+
+def load_model(
+    path: Path,
+    *,
+    arm: str = "flashnorm",
+    dtype: str | mx.Dtype | None = None,
+    kernels: str = "auto",
+    lazy: bool = False,
+    progress: Progress | None = None,
+) -> Decoder:
+    """The model of a local folder, see :func:`load`. ``lazy``: weights are read when they are first used."""
+    check_options(arm, kernels)
+    checkpoint = open_checkpoint(path)
+    model = _with_weights(checkpoint, {"arm": arm, "compute_dtype": compute_dtype(dtype)})
+    if lazy:
+        model.pack()
+    else:
+        _materialise(model, path, progress or (lambda word, done, total: None))
+    return model
+
+
+def check_options(arm: str, kernels: str) -> None:
+    """Raise a FlashNormError unless both are known and can be had."""
+    if arm not in ARMS:
+        raise FlashNormError(f"arm {arm!r} is not known; choose one of {', '.join(ARMS)}")
+    if kernels not in ("auto", "reference", "fused"):
+        raise FlashNormError(f"kernels {kernels!r} is not known; choose auto, reference or fused")
+    if kernels == "fused":
+        raise FlashNormError("kernels='fused': there are no fused kernels for this device; use kernels='auto'")
+
+
+def compute_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    """The dtype to compute in, from what was asked for; None: whatever the file has."""
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise FlashNormError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if dtype is None and mx.default_device() == mx.cpu:
+        return mx.float32
+    return dtype
+
+
+def configured(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
+    """The architecture's model for a checkpoint, with no weights in it yet."""
+    config = checkpoint.config
+    if config.get("model_file") is not None:
+        raise FlashNormError(
+            f"{checkpoint.path}: the model brings its own code (model_file), which is never run; try mlx-lm"
+        )
+    if config.get("tie_word_embeddings") is None:
+        options = {"tie_word_embeddings": "lm_head.weight" not in checkpoint.tensors, **options}
+    try:
+        _check_quantization(config.get("quantization"))
+        module = architectures.find(config.get("model_type"))
+        return module.Model(module.Config.from_dict({**config, **options}))
+    except FlashNormError as error:
+        raise FlashNormError(f"{checkpoint.path}: {error}") from None
+
+
+def _check_quantization(entry: object) -> None:
+    if entry is None:
+        return
+    if not isinstance(entry, dict):
+        raise FlashNormError(f"config.json: quantization must be an object, not {entry!r}")
+    for key in ("bits", "group_size"):
+        if not (isinstance(entry.get(key), int) and entry[key] > 0):
+            raise FlashNormError(f"config.json: quantization: {key} must be a positive integer, not {entry.get(key)!r}")
+
+
+def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
+    """The model with lazy weights in place: mlx-lm's loader knows every quantisation format, so it does the work."""
+    from mlx_lm.utils import load_model as load_with_mlx_lm
+
+    blank = configured(checkpoint, options)
+    check_tensors(checkpoint, blank)
+
+    try:
+        model, _ = load_with_mlx_lm(
+            checkpoint.path,
+            lazy=True,
+            model_config={**options, "tie_word_embeddings": blank.args.tie_word_embeddings},
+            get_model_classes=lambda config: (type(blank), type(blank.args)),
+        )
+    except FlashNormError:
+        raise
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise FlashNormError(f"{checkpoint.path}: {' '.join(lines[:2])}") from None
+    return model
+
+
+def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
+    """Raise a FlashNormError for a tensor that is missing, left over, or of the wrong shape."""
+    have = {name: t for name, t in checkpoint.tensors.items() if not model.is_unused(name)}
+    if any(name.endswith((".qweight", ".weight_packed", ".weight_scale")) for name in have):
+        return  # a foreign quantisation, which mlx-lm's loader turns into MLX's
+    want = {name: tuple(a.shape) for name, a in named_arrays(model)}
+    quantised = {name.removesuffix(".scales") for name in have if name.endswith(".scales")}
+    extra_of_quantised = {f"{q}.{part}" for q in quantised for part in ("scales", "biases", "global_scale")}
+    gains = {f"{step.norm}.weight" for step in model.plan(have).steps if step.kept == MARKED}
+    missing = sorted(want.keys() - have.keys() - gains)
+    extra = sorted(have.keys() - want.keys() - extra_of_quantised)
+    for kind, names in (("missing from", missing), ("not part of the model but in", extra)):
+        if names:
+            more = f" and {len(names) - 1} more are" if len(names) > 1 else " is"
+            raise FlashNormError(
+                f"{checkpoint.path}: tensor {names[0]}{more} {kind} the files; is config.json this model's?"
+            )
+    for name, shape in want.items():
+        if name not in have:
+            continue
+        got = have[name].shape
+        packed = name.removesuffix(".weight") in quantised
+        if (got[:-1], len(got)) != (shape[:-1], len(shape)) if packed else got != shape:
+            raise FlashNormError(
+                f"{have[name].file}: tensor {name} has shape {list(got)}, config.json asks for {list(shape)}"
+            )
+
+
+def _parts(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
+    """The model in pieces that are read one after the other, so that little more than the model is ever held."""
+    yield "model.embed_tokens", model.model.embed_tokens
+    for i, layer in enumerate(model.layers):
+        yield f"model.layers.{i}", layer
+    yield "model.norm", model.model.norm
+    if "lm_head" in model:
+        yield "lm_head", model.lm_head
+
+
+def _materialise(model: Decoder, path: Path, progress: Progress) -> None:
+    """Read, check and pack the weights, a piece at a time."""
+    pieces = list(_parts(model))
+    for i, (name, part) in enumerate(pieces):
+        arrays = [(k, a) for k, a in named_arrays(part) if mx.issubdtype(a.dtype, mx.floating)]
+        finite = [mx.all(mx.isfinite(a)) for _, a in arrays]
+        try:
+            mx.eval(part.parameters(), finite)
+        except RuntimeError as error:
+            raise FlashNormError(f"{path}: {error}") from None
+        for (k, _), good in zip(arrays, finite, strict=True):
+            if not good.item():
+                raise FlashNormError(f"{path}: tensor {name}.{k} has values that are not finite (NaN or infinite)")
+        for _, module in part.named_modules():
+            if hasattr(module, "pack"):
+                module.pack()
+        mx.eval(part.parameters())
+        progress("loading", i + 1, len(pieces))
+
+
+def load_tokenizer(path: Path) -> TokenizerWrapper:
+    """The folder's tokenizer; it stops at any end token that config, generation config or tokenizer names."""
+    from mlx_lm.utils import load_tokenizer as load_with_mlx_lm
+
+    try:
+        return load_with_mlx_lm(path, {}, eos_token_ids=stop_tokens(path))
+    except Exception as error:  # transformers raises many kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FlashNormError(f"{path}: the tokenizer can't be loaded: {reason}") from None
+
+
+def stop_tokens(path: Path) -> list[int]:
+    """The union of ``eos_token_id`` in config.json and generation_config.json, each an id or a list of ids."""
+    ids: set[int] = set()
+    for file in (path / "config.json", path / "generation_config.json"):
+        if file.exists():
+            value = read_json(file).get("eos_token_id")
+            ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
+    return sorted(ids)

@@ -1,0 +1,126 @@
+"""Our three arms against stock mlx-lm, on one checkpoint, in float32."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import generate_step
+
+from .errors import FlashNormError
+from .layers.norm import ARMS
+from .loader import Progress, load_model, load_tokenizer
+from .selfcheck import relative_error
+
+#: Read when no text is given and the folder has no heldout.txt.
+TEXT = (
+    "The norm of a vector is one number, and every product behind it waits for that number. But a product is linear: "
+    "multiply first, scale afterwards, and the answer is the same. So the weights can carry the gain, the scale can "
+    "travel behind the product, and the norm is gone from the path. What is left to do is to check it."
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One arm beside the reference. Errors are relative to the reference's largest logit."""
+
+    arm: str
+    logit_error: float
+    #: Index of the first token that differs in greedy decoding; None where none does.
+    first_difference: int | None
+    perplexity: float
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``flashnorm verify`` found. ``ok``: the arms that must agree do, ``none`` need not."""
+
+    reference_perplexity: float
+    tokens: int
+    greedy_tokens: int
+    results: tuple[Result, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(r.ok for r in self.results)
+
+
+def verify(
+    path: Path,
+    *,
+    text: str | None = None,
+    greedy_tokens: int = 48,
+    max_tokens: int = 512,
+    tolerance: float = 1e-4,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare ``baseline``, ``flashnorm`` and ``none`` with stock mlx-lm: logits, greedy tokens, perplexity.
+
+    Args:
+        path: a model's folder.
+        text: what the perplexity is of; its first ``max_tokens`` tokens are read.
+        greedy_tokens: how many tokens are decoded one by one after the text's first 16.
+        tolerance: largest relative logit error that ``baseline`` and ``flashnorm`` may have.
+
+    Raises:
+        FlashNormError: if either can't load it, or the text is too short.
+    """
+    progress = progress or (lambda word, done, total: None)
+    if text is None:
+        held_out = path / "heldout.txt"
+        text = held_out.read_text(encoding="utf-8") if held_out.is_file() else TEXT
+    ids = load_tokenizer(path).encode(text)[:max_tokens]
+    if len(ids) < 2:
+        raise FlashNormError("the text is too short: at least two tokens are needed")
+    progress("verifying", 0, 1 + len(ARMS))
+    want = _run(lambda: _stock(path), ids, greedy_tokens)
+    results = []
+    for i, arm in enumerate(ARMS):
+        progress("verifying", 1 + i, 1 + len(ARMS))
+        got = _run(lambda arm=arm: load_model(path, arm=arm, dtype="float32"), ids, greedy_tokens)  # type: ignore[misc]
+        error = relative_error(got.logits, want.logits)
+        first = next((n for n, (a, b) in enumerate(zip(got.greedy, want.greedy, strict=True)) if a != b), None)
+        results.append(Result(arm, error, first, got.perplexity, arm == "none" or error <= tolerance))
+    progress("verifying", 1 + len(ARMS), 1 + len(ARMS))
+    return Verification(want.perplexity, len(ids), greedy_tokens, tuple(results))
+
+
+@dataclass(frozen=True)
+class _Run:
+    logits: mx.array
+    greedy: list[int]
+    perplexity: float
+
+
+def _run(make: Callable[[], nn.Module], ids: list[int], greedy_tokens: int) -> _Run:
+    """One model's logits, greedy tokens and perplexity; the model is let go afterwards."""
+    model = make()
+    tokens = mx.array(ids)
+    logits = model(tokens[None])[0].astype(mx.float32)
+    loss = nn.losses.cross_entropy(logits[:-1], tokens[1:], reduction="mean")
+    mx.eval(logits, loss)
+    steps = generate_step(tokens[:16], model, max_tokens=greedy_tokens)
+    greedy = [int(token) for token, _ in steps]
+    del model
+    gc.collect()
+    mx.clear_cache()
+    return _Run(logits, greedy, math.exp(min(float(loss.item()), 700.0)))  # type: ignore[arg-type]
+
+
+def _stock(path: Path) -> nn.Module:
+    from mlx_lm.utils import load_model as load_with_mlx_lm
+
+    try:
+        model, _ = load_with_mlx_lm(path, lazy=True)
+    except Exception as error:  # whatever mlx-lm raises, it is the reference that is missing
+        raise FlashNormError(
+            f"{path}: stock mlx-lm can't load it, so there is nothing to compare with: {error}"
+        ) from None
+    model.set_dtype(mx.float32)
+    return model

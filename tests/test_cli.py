@@ -1,0 +1,162 @@
+"""The command line as a person uses it: output, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from checkpoints import edit_config, write_checkpoint
+
+from flashnorm_mlx import cli, fold
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
+    try:
+        code = cli.main([str(a) for a in args])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "model", "qwen3", hidden_size=128, intermediate_size=192)
+
+
+@pytest.mark.parametrize("command", ["chat", "generate", "convert", "info", "verify", "serve"])
+def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"flashnorm {command}" in out.partition("examples:")[2]
+
+
+def test_convert_info_verify_generate(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
+    code, out, err = run(capsys, "convert", model, tmp_path / "t", "--group-size", 32)
+    assert (code, err) == (0, "")
+    assert "7 of 13 norms folded" in out
+    assert "q_norm: fused into RoPE's tables" in out
+    code, out, _ = run(capsys, "info", tmp_path / "t")
+    assert code == 0
+    for word in ("qwen3, 3 layers", "4-bit (group 32)", "folded already", "input_layernorm", "cancelled"):
+        assert word in out, word
+    code, out, _ = run(capsys, "verify", tmp_path / "t", "--greedy-tokens", 8)
+    assert code == 0
+    assert out.count(" ok ") == 2
+    assert "not judged" in out
+    code, out, err = run(capsys, "generate", tmp_path / "t", "-p", "w5 w6", "--max-tokens", 4, "--stats")
+    assert code == 0
+    assert out.strip()
+    assert "qwen3, 4-bit (group 32), flashnorm, " in err
+    assert "tokens/s" in err
+
+
+def test_info_says_what_becomes_of_each_norm(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "m", "llama", tie_word_embeddings=True)
+    _, out, _ = run(capsys, "info", path)
+    assert "folded into" in out
+    assert "kept: the head is tied to the embeddings" in out
+    weights = sum(f.stat().st_size for f in path.glob("*.safetensors"))
+    read = float(out.split("read a token")[1].split()[0])
+    assert abs(read - weights / 1e6) < 0.1
+
+
+def test_verify_sees_a_broken_fold(
+    capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fold, "fold_gain", lambda weight, gain, **_: weight * 1.01)
+    code, out, _ = run(capsys, "verify", model, "--greedy-tokens", 4)
+    assert code == 1
+    assert "DIFFERS" in out
+
+
+def test_sampling_is_repeatable(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    args = ("generate", model, "-p", "w5", "--raw", "--temp", 1.5, "--max-tokens", 12, "--seed")
+    first, again, other = (run(capsys, *args, seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+ERRORS = [
+    (["info", "nowhere"], 1, "nowhere: no such folder"),
+    (["chat", "./nowhere"], 1, "./nowhere: no such folder"),
+    (["generate", "MODEL", "-p", "  "], 1, "the prompt is empty"),
+    (["convert", "MODEL", "MODEL"], 1, "is the source"),
+    (["convert", "MODEL", "t", "--bits", "3"], 2, "invalid choice"),
+    (["convert", "MODEL", "t", "--group-size", "x"], 2, "invalid"),
+    (["generate", "MODEL", "-p", "w5", "--temp", "-1"], 2, "-1 is not between 0 and 5"),
+    (["generate", "MODEL", "-p", "w5", "--max-tokens", "none"], 2, "'none' is not a number"),
+    (["generate", "MODEL", "-p", "w5", "--kernels", "fused"], 1, "no fused kernels"),
+    (["verify", "MODEL", "--text", "no.txt"], 1, "no.txt: No such file"),
+    (["serve", "MODEL", "--port", "99999"], 2, "is not between 0 and 65535"),
+    (["sing"], 2, "invalid choice: 'sing'"),
+    ([], 2, "required"),
+]
+
+
+@pytest.mark.parametrize(("args", "code", "message"), ERRORS, ids=[" ".join(a[:2]) for a, _, _ in ERRORS])
+def test_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], model: Path, args: list[str], code: int, message: str
+) -> None:
+    got, out, err = run(capsys, *(str(model) if a == "MODEL" else a for a in args))
+    assert got == code
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    if code == 1:
+        lines = [line for line in err.splitlines() if line.startswith("flashnorm: ")]
+        assert len(lines) == 1
+
+
+def test_broken_checkpoint_through_the_command(tmp_path: Path) -> None:
+    """As a process of its own: exit code 1, a line, no traceback."""
+    path = write_checkpoint(tmp_path / "m")
+    edit_config(path, hidden_size=-1)
+    done = subprocess.run(
+        [sys.executable, "-m", "flashnorm_mlx", "info", path], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"flashnorm: {path}: config.json: hidden_size must be a positive integer, not -1"
+
+
+def test_server_answers_with_our_model(model: Path, tmp_path: Path) -> None:
+    """mlx-lm's server over HTTP on the loopback, its answer the same as generate's."""
+    import http.client
+    import socket
+    import time
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flashnorm_mlx", "serve", str(model), "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    body = {"messages": [{"role": "user", "content": "w5 w6"}], "max_tokens": 5, "temperature": 0}
+    try:
+        for _ in range(200):
+            time.sleep(0.1)
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                connection.request(
+                    "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+                )
+                answer = json.loads(connection.getresponse().read())
+                break
+            except ConnectionRefusedError:
+                assert process.poll() is None
+        text = answer["choices"][0]["message"]["content"]
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+    from flashnorm_mlx import generate, load
+
+    model_, tokenizer = load(model)
+    prompt = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True)
+    assert text == generate(model_, tokenizer, prompt, max_tokens=5)
+    assert mx.default_device() is not None
