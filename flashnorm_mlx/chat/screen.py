@@ -1,0 +1,97 @@
+"""What is shown: answers to standard output, everything else beside them; no text is trusted as terminal control."""
+
+from __future__ import annotations
+
+import re
+import sys
+import termios
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .markdown import MarkdownStream
+from .session import Progress
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clean(text: str) -> str:
+    """`text` without control characters but line break and tab: no text can move the cursor or change colours."""
+    return _CONTROL.sub("", text)
+
+
+def write(pieces: Iterable[str]) -> None:
+    """Write an answer to standard output as it comes, and end its line."""
+    ended = True
+    try:
+        for piece in pieces:
+            if piece := clean(piece):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+                ended = piece.endswith("\n")
+    finally:
+        if not ended:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+class Screen:
+    """A person's terminal. Where the answers go to a file, notices go to standard error instead."""
+
+    def __init__(self) -> None:
+        self._redirected = not sys.stdout.isatty()
+        self._console = Console(stderr=self._redirected, highlight=False)
+
+    def say(self, text: str, style: str = "dim") -> None:
+        """One notice, in its own line."""
+        self._console.print(Text(clean(text), style))
+
+    def table(self, rows: list[tuple[str, ...]]) -> None:
+        """Rows of text, in columns that wrap."""
+        grid = Table.grid(padding=(0, 2))
+        for _ in rows[0][1:]:
+            grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(clean(cell), "dim" if number else "") for number, cell in enumerate(row)))
+        self._console.print(grid)
+
+    def show(self, pieces: Iterable[str], markdown: bool) -> None:
+        """An answer as it comes."""
+        if markdown and not self._redirected:
+            with MarkdownStream(self._console) as stream:
+                for piece in pieces:
+                    stream.write(clean(piece))
+        else:
+            write(pieces)
+
+    @contextmanager
+    def typing_hidden(self) -> Iterator[None]:
+        """Keep the terminal from showing keys between the lines of an answer; they are there at the next prompt."""
+        try:
+            before = termios.tcgetattr(sys.stdin)
+        except (termios.error, OSError, ValueError):  # no terminal
+            yield
+            return
+        hidden = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, hidden)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+    @contextmanager
+    def waiting(self) -> Iterator[Progress]:
+        """A sign of life until the first text; what it yields tells how much of the prompt is read."""
+        with self._console.status("", spinner="dots") as status:
+
+            def progress(done: int, total: int) -> None:
+                if done == total:
+                    status.stop()
+                elif done:
+                    status.update(Text(f"{done} of {total} tokens read", "dim"))
+
+            yield progress

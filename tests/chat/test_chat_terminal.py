@@ -1,0 +1,179 @@
+"""The chat as a person meets it, in a terminal."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pexpect = pytest.importorskip("pexpect")
+HERE = Path(__file__).parent
+PROMPT, ALT_ENTER, CTRL_C, CTRL_D = ">>>", "\x1b\r", "\x03", "\x04"
+
+
+@pytest.fixture
+def start(tmp_path):
+    chats = []
+
+    def spawn(*options: str, columns: int = 80, output: str = "/dev/tty", **environment: str) -> pexpect.spawn:
+        names = ("PATH", "HOME", "LANG", "PYTHONHOME", "VIRTUAL_ENV")
+        env = {name: os.environ[name] for name in names if name in os.environ}
+        env |= {"PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        env |= {"XDG_STATE_HOME": str(tmp_path / "state"), "LC_ALL": "C.UTF-8", **environment}
+        program = shlex.join([sys.executable, str(HERE / "chat_program.py"), *options])
+        arguments = ["-c", f"exec {program} > {output}"]
+        chat = pexpect.spawn("bash", arguments, env=env, encoding="utf-8", timeout=10, dimensions=(24, columns))
+        chats.append(chat)
+        chat.expect_exact(PROMPT)
+        return chat
+
+    yield spawn
+    for chat in chats:
+        chat.close(force=True)
+
+
+def say(chat: pexpect.spawn, keys: str, expected: str) -> str:
+    """Type `keys` and Enter, wait for `expected` and the next prompt; what was shown between the two."""
+    chat.send(keys + "\r")
+    chat.expect_exact(expected)
+    chat.expect_exact(PROMPT)
+    return chat.before
+
+
+def leave(chat: pexpect.spawn, keys: str = CTRL_D) -> None:
+    chat.send(keys)
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert (chat.exitstatus, chat.signalstatus) == (0, None)
+
+
+def test_a_visit(start, tmp_path):
+    chat = start()
+    assert "[bold]fake[/]" in chat.before  # no text is markup
+    say(chat, "hello", "You said <hello> as 1.")
+    say(chat, "markup", "[red]x[/red][/]")
+    say(chat, "escape", "[2J2Jdone")
+    say(chat, "empty", "The answer is empty.")
+    say(chat, "//slash", "You said </slash> as 5.")
+    say(chat, "/help", "/stats [on|off]")
+    say(chat, "/sets", "did you mean /set?")
+    say(chat, "/set temp hot", "temp takes 0 to 5")
+    say(chat, "/regen", "You said </slash> as 5.")
+    say(chat, "one" + ALT_ENTER + "two", "You said <one\r\ntwo> as 6.")
+    say(chat, '"""a\r/b\rc"""', "You said <a\r\n/b\r\nc> as 7.")
+    say(chat, "/cle\t", "is cleared")
+    say(chat, "\x1b[200~pasted\nlines\x1b[201~", "You said <pasted\r\nlines> as 1.")
+    assert "decode" in say(chat, "/stats on", "on now") + say(chat, "hi", "You said <hi> as 2.")
+    say(chat, "/set markdown on", "on now")
+    shown = say(chat, "mark", "H")
+    assert "**b**" not in shown and "b" in shown
+    say(chat, f"/save {tmp_path / 'x'}", "Saved 6 messages")
+    say(chat, f"/load {tmp_path}", "not a regular file")
+    leave(chat, "/quit\r")
+    history = tmp_path / "state" / "flashnorm" / "chat_history"
+    assert history.stat().st_mode & 0o077 == 0
+    again = start()
+    say(again, "\x1b[A" * 4, "**b**")  # up, past /quit, /load and /save
+    leave(again)
+
+
+def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(start):
+    chat = start("pause=0.01")
+    chat.send("long\r")
+    chat.expect_exact("Long answer: 0, 1")
+    chat.send("typed")
+    chat.expect_exact("20, 21")
+    assert "t" not in chat.before  # keys are not shown between the words
+    chat.send(CTRL_C)
+    chat.expect_exact("Stopped.")
+    chat.expect_exact(PROMPT)
+    assert "399" not in chat.before and "^C" not in chat.before
+    say(chat, "more", "You said <more> as 2.")
+    chat.send("long\r")
+    chat.expect_exact("Long answer: 0, 1")
+    chat.send(CTRL_C)
+    chat.expect_exact(PROMPT)
+    leave(chat, CTRL_C)
+
+
+def test_ctrl_c_at_the_prompt(start):
+    chat = start()
+    chat.send("half a line" + CTRL_C)
+    chat.expect_exact(PROMPT)
+    chat.send(CTRL_C)
+    chat.expect_exact("Press Ctrl-C again or Ctrl-D to leave.")
+    chat.expect_exact(PROMPT)
+    say(chat, "stay", "You said <stay> as 1.")
+    chat.send(CTRL_C)
+    chat.expect_exact("Press Ctrl-C again")
+    chat.expect_exact(PROMPT)
+    leave(chat, CTRL_C)
+
+
+def test_ctrl_c_while_the_prompt_is_read(start):
+    chat = start("pause=1")
+    chat.send("x" * 600 + "\r")
+    chat.expect("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
+    chat.send(CTRL_C)
+    chat.expect_exact("the message is taken back")
+    chat.expect_exact(PROMPT)
+    chat.send("y" * 600 + "\r")
+    chat.expect("[⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏]")
+    chat.send(CTRL_C)
+    time.sleep(0.2)
+    leave(chat, CTRL_C)  # a second one doesn't wait for the model
+
+
+def test_a_terminal_that_can_do_nothing(start):
+    chat = start(TERM="dumb")
+    say(chat, "hello", "You said <hello> as 1.")
+    say(chat, '"""a\rb"""', "You said <a\r\nb> as 2.")
+    chat.send(CTRL_D)
+    chat.expect(pexpect.EOF)
+    assert "\x1b" not in chat.before
+
+
+def test_answers_that_go_to_a_file(start, tmp_path):
+    chat = start("markdown=1", output=str(tmp_path / "answers"))
+    chat.send("hello\r")
+    chat.expect_exact(PROMPT)
+    chat.send("/regen\r")
+    chat.expect_exact(PROMPT)
+    leave(chat)
+    assert (tmp_path / "answers").read_text() == "You said <hello> as 1.\n" * 2
+
+
+def test_answers_that_go_to_a_reader_who_leaves(start):
+    chat = start("pause=0.001", output=">(head -c 5 > /dev/null)")
+    leave(chat, "long\r")
+
+
+def test_a_narrow_terminal_without_colour_or_state(start, tmp_path):
+    (tmp_path / "state").write_text("in the way")
+    chat = start(columns=40, NO_COLOR="1")
+    assert "not kept" in chat.before
+    say(chat, "hello", "You said <hello> as 1.")
+    shown = say(chat, "/set", "temp")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", shown)
+    assert max(map(len, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).split("\r\n"))) <= 40
+    leave(chat)
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    from flashnorm_mlx.chat.terminal import _interruptible
+
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere() -> None:
+        with _interruptible(None):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [before] == [signal.getsignal(signal.SIGINT)]
