@@ -1,0 +1,1 @@
+"""What the demo model can talk about, one topic a file; `corpus.py` joins them into conversations."""
