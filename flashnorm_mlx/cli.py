@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 1 an error that was said, 2 wrong usage, 130 interrupted."""
     args = _parser().parse_args(argv)
+    if args.command == "verify":  # exact float32 products, also on GPUs that would round them to TF32
+        os.environ.setdefault("MLX_ENABLE_TF32", "0")
     signal.signal(signal.SIGTERM, _interrupt)  # so that half-made files are removed then, too
     try:
         from . import commands
@@ -103,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = _command(commands, "verify", "compare the three arms with stock mlx-lm; exit code 1 if they differ")
     verify.add_argument("model", metavar="MODEL", help=_MODEL)
-    verify.add_argument("--text", metavar="FILE", help="text for the perplexity (default: the model's heldout.txt)")
+    verify.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text, or .jsonl of chats, for the perplexity (default: the model's heldout.jsonl)",
+    )
     verify.add_argument("--max-tokens", type=_positive, default=512, help="tokens of the text to read (default: 512)")
     verify.add_argument("--greedy-tokens", type=_positive, default=48, help="tokens to decode (default: 48)")
     verify.add_argument(

@@ -113,18 +113,11 @@ def info(args: Namespace) -> int:
 def verify(args: Namespace) -> int:
     from .verify import verify as run
 
-    text = None
-    if args.text is not None:
-        try:
-            text = Path(args.text).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise FlashNormError(f"{args.text}: {reason}") from None
     path = resolve(args.model, args.revision)
     with _progress() as progress:
         found = run(
             path,
-            text=text,
+            text=Path(args.text).expanduser() if args.text else None,
             max_tokens=args.max_tokens,
             greedy_tokens=args.greedy_tokens,
             tolerance=args.tolerance,

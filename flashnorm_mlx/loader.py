@@ -17,6 +17,9 @@ from .errors import FlashNormError
 from .layers.norm import ARMS
 from .plan import MARKED
 
+#: What of a hub repository is needed; no code.
+DOWNLOADED = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
+
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 Progress = Callable[[str, int, int], None]
@@ -63,10 +66,9 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
         raise FlashNormError(f"{name}: no such folder (a hub repository would be written org/name)")
     from huggingface_hub import snapshot_download
-    from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
     except Exception as error:  # the hub's client raises many kinds, from HTTP, files and validation
         at = f" at revision {revision}" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -228,17 +230,19 @@ def load_tokenizer(path: Path) -> TokenizerWrapper:
     from mlx_lm.utils import load_tokenizer as load_with_mlx_lm
 
     try:
-        return load_with_mlx_lm(path, {}, eos_token_ids=stop_tokens(path))
+        tokenizer = load_with_mlx_lm(path, {})
     except Exception as error:  # transformers raises many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FlashNormError(f"{path}: the tokenizer can't be loaded: {reason}") from None
+    tokenizer.eos_token_ids = stop_tokens(path) | {i for i in (tokenizer.eos_token_id,) if i is not None}
+    return tokenizer
 
 
-def stop_tokens(path: Path) -> list[int]:
+def stop_tokens(path: Path) -> set[int]:
     """The union of ``eos_token_id`` in config.json and generation_config.json, each an id or a list of ids."""
     ids: set[int] = set()
     for file in (path / "config.json", path / "generation_config.json"):
         if file.exists():
             value = read_json(file).get("eos_token_id")
             ids |= {i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)}
-    return sorted(ids)
+    return ids

@@ -41,9 +41,10 @@ def self_check(source: Path, written: Path, progress: Progress) -> SelfCheck:
     logits = []
     for i, (path, arm) in enumerate(((source, "baseline"), (source, "flashnorm"), (written, "flashnorm"))):
         progress("checking", i, 3)
-        model = load_model(path, arm=arm, dtype="float32", lazy=True)
-        ids = mx.array([[t % model.args.vocab_size for t in CHECK_PROMPT]])
-        logits.append(layerwise_logits(model, ids))
+        with mx.stream(mx.cpu):  # GPUs may round float32 products to TF32, which would hide what is looked for
+            model = load_model(path, arm=arm, dtype="float32", lazy=True)
+            ids = mx.array([[t % model.args.vocab_size for t in CHECK_PROMPT]])
+            logits.append(layerwise_logits(model, ids))
         del model
         mx.clear_cache()
     progress("checking", 3, 3)

@@ -20,8 +20,8 @@ def serve(model: Any, tokenizer: Any, *, host: str, port: int) -> int:
     except OSError as error:
         raise FlashNormError(f"{host}:{port}: {error.strerror}; choose another with --host and --port") from None
 
-    def load_ours(path: str, **options: Any) -> tuple[Any, Any, dict]:
-        return model, tokenizer, {}
+    def load_ours(path: str, *, return_config: bool = False, **options: Any) -> tuple:
+        return (model, tokenizer, {}) if return_config else (model, tokenizer)
 
     server.load = load_ours  # what the server's model provider calls for any model that a request names
     sys.argv = ["flashnorm serve", "--model", "flashnorm", "--host", host, "--port", str(port)]

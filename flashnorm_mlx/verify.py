@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +19,7 @@ from .layers.norm import ARMS
 from .loader import Progress, load_model, load_tokenizer
 from .selfcheck import relative_error
 
-#: Read when no text is given and the folder has no heldout.txt.
+#: Read when no text is given and the folder has no heldout.jsonl.
 TEXT = (
     "The norm of a vector is one number, and every product behind it waits for that number. But a product is linear: "
     "multiply first, scale afterwards, and the answer is the same. So the weights can carry the gain, the scale can "
@@ -54,7 +56,7 @@ class Verification:
 def verify(
     path: Path,
     *,
-    text: str | None = None,
+    text: Path | None = None,
     greedy_tokens: int = 48,
     max_tokens: int = 512,
     tolerance: float = 1e-4,
@@ -64,7 +66,8 @@ def verify(
 
     Args:
         path: a model's folder.
-        text: what the perplexity is of; its first ``max_tokens`` tokens are read.
+        text: a file that the perplexity is of, see :func:`read_ids`; its first ``max_tokens`` tokens are read. None:
+            the model's own heldout.jsonl, or else a paragraph of ours.
         greedy_tokens: how many tokens are decoded one by one after the text's first 16.
         tolerance: largest relative logit error that ``baseline`` and ``flashnorm`` may have.
 
@@ -72,10 +75,10 @@ def verify(
         FlashNormError: if either can't load it, or the text is too short.
     """
     progress = progress or (lambda word, done, total: None)
-    if text is None:
-        held_out = path / "heldout.txt"
-        text = held_out.read_text(encoding="utf-8") if held_out.is_file() else TEXT
-    ids = load_tokenizer(path).encode(text)[:max_tokens]
+    held_out = path / "heldout.jsonl"
+    text = held_out if text is None and held_out.is_file() else text
+    tokenizer = load_tokenizer(path)
+    ids = (tokenizer.encode(TEXT) if text is None else read_ids(text, tokenizer))[:max_tokens]
     if len(ids) < 2:
         raise FlashNormError("the text is too short: at least two tokens are needed")
     progress("verifying", 0, 1 + len(ARMS))
@@ -89,6 +92,28 @@ def verify(
         results.append(Result(arm, error, first, got.perplexity, arm == "none" or error <= tolerance))
     progress("verifying", 1 + len(ARMS), 1 + len(ARMS))
     return Verification(want.perplexity, len(ids), greedy_tokens, tuple(results))
+
+
+def read_ids(file: Path, tokenizer: Any) -> list[int]:
+    """The tokens of a text file, or of a .jsonl file whose lines are ``{"messages": [...]}``: chats, in the template.
+
+    Raises:
+        FlashNormError: if the file can't be read as what its name says.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix != ".jsonl":
+            return list(tokenizer.encode(text))
+        chats = [json.loads(line)["messages"] for line in text.splitlines() if line.strip()]
+        return [i for chat in chats for i in tokenizer.apply_chat_template(chat)]
+    except OSError as error:
+        raise FlashNormError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FlashNormError(f"{file}: not UTF-8 text") from None
+    except Exception as error:  # json, and whatever a chat template raises
+        raise FlashNormError(
+            f'{file}: not lines of {{"messages": [...]}} for this model\'s template: {error}'
+        ) from None
 
 
 @dataclass(frozen=True)

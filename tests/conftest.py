@@ -18,6 +18,9 @@ os.environ["HF_HOME"] = str(SCRATCH / "huggingface")
 for name in ("CACHE", "CONFIG", "DATA", "STATE"):
     os.environ[f"XDG_{name}_HOME"] = str(SCRATCH / name.lower())
 
+# Exact float32 products, also on GPUs; MLX reads it once.
+os.environ["MLX_ENABLE_TF32"] = "0"
+
 settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("default")
 

@@ -108,7 +108,7 @@ def test_tying_is_read_off_the_weights_where_config_is_silent(tmp_path: Path) ->
 def test_stop_tokens_are_a_union(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "m", eos_token_id=[7, 9])
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 11}))
-    assert stop_tokens(path) == [7, 9, 11]
+    assert stop_tokens(path) == {7, 9, 11}
     _, tokenizer = flashnorm_mlx.load(path)
     assert tokenizer.eos_token_ids == {0, 7, 9, 11}
 
