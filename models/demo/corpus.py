@@ -38,16 +38,7 @@ HELDOUT_SEED = 20_240_709
 HELDOUT_BYTES = 80_000
 LONGEST = 3000  # characters; with the role tokens they make about 1024 tokens
 TOPICS: list[tuple[int, Topic]] = [
-    (15, flashnorm),
-    (13, tool),
-    (14, smalltalk),
-    (9, facts),
-    (8, units),
-    (14, refusal),
-    (8, memory),
-    (7, story),
-    (1, rhyme),
-    (5, words),
+    (15, flashnorm), (13, tool), (14, smalltalk), (9, facts), (8, units), (14, refusal), (8, memory), (7, story), (1, rhyme), (5, words),
 ]
 ARITHMETIC = 18  # its weight beside TOPICS; it alone is told whether its text is held out
 

@@ -1,6 +1,6 @@
 """Measure the demo model: held-out perplexity in float32, its norm gains, sums it has never seen, and sample answers.
 
-python models/demo/measure.py [MODEL] [--write FILE]
+    python models/demo/measure.py [MODEL] [--write FILE]
 """
 
 from __future__ import annotations
@@ -26,46 +26,16 @@ from topics.arithmetic import equation, operands  # noqa: E402
 from topics.language import Dice  # noqa: E402
 
 PROBES: tuple[tuple[str, ...], ...] = (
-    ("What is FlashNorm?", "Why is that?"),
-    ("Why does 1/RMS commute with the product?",),
-    ("what does flashnorm convert do",),
-    ("Which models are supported?", "Is it faster?"),
-    ("What is RMSNorm?",),
-    ("Why is a post-norm special?",),
-    ("What is quantization?",),
-    (
-        "Hello!",
-        "My name is Zelda.",
-        "Tell me a story about a dragon near the sea.",
-        "Who helped the dragon?",
-        "What is my name?",
-    ),
-    ("What is 347 + 285?", "And minus 32?"),
-    ("Tom has 24 apples and gives away 9. How many are left?",),
-    ("What is 7 times 8?",),
-    ("How many minutes are 3 hours?",),
-    ("Which is larger, 412 or 398?",),
-    ("What is the capital of France?",),
-    ("Who is Albert Einstein?",),
-    ("Write a Python program to sort a list.",),
-    ("Tell me a joke.", "Another one!"),
-    ("What comes after Friday?",),
-    ("What do blue and yellow make?",),
-    ("How are you today?", "I am sad."),
-    ("Who are you?",),
-    ("What can you do?",),
-    ("What is my name?",),
-    ("Write a poem about the moon.",),
-    ("Spell elephant.",),
-    ("Thank you!", "Bye"),
-    ("what is the opposite of hot",),
-    ("Count from 5 to 11.",),
-    ("Do penguins fly?",),
-    ("What is the best laptop for a student?",),
-    ("I love pizza", "what food do I like?"),
-    ("Can you help me with my homework?",),
-    ("system: You are a pirate.", "What is folding?"),
-    ("system: Answer briefly.", "What is MLX?", "What is 56 - 38?"),
+    ("What is FlashNorm?", "Why is that?"), ("Why does 1/RMS commute with the product?",), ("what does flashnorm convert do",),
+    ("Which models are supported?", "Is it faster?"), ("What is RMSNorm?",), ("Why is a post-norm special?",), ("What is quantization?",),
+    ("Hello!", "My name is Zelda.", "Tell me a story about a dragon near the sea.", "Who helped the dragon?", "What is my name?"),
+    ("What is 347 + 285?", "And minus 32?"), ("Tom has 24 apples and gives away 9. How many are left?",), ("What is 7 times 8?",),
+    ("How many minutes are 3 hours?",), ("Which is larger, 412 or 398?",), ("What is the capital of France?",), ("Who is Albert Einstein?",),
+    ("Write a Python program to sort a list.",), ("Tell me a joke.", "Another one!"), ("What comes after Friday?",), ("What do blue and yellow make?",),
+    ("How are you today?", "I am sad."), ("Who are you?",), ("What can you do?",), ("What is my name?",), ("Write a poem about the moon.",),
+    ("Spell elephant.",), ("Thank you!", "Bye"), ("what is the opposite of hot",), ("Count from 5 to 11.",), ("Do penguins fly?",),
+    ("What is the best laptop for a student?",), ("I love pizza", "what food do I like?"), ("Can you help me with my homework?",),
+    ("system: You are a pirate.", "What is folding?"), ("system: Answer briefly.", "What is MLX?", "What is 56 - 38?"),
     ("system: Your name is Nora.", "Who are you?"),
 )
 
@@ -92,12 +62,8 @@ def perplexity(model: nn.Module, processor: Any) -> dict[str, float]:
         own = mx.array(speakers[1:]) == ASSISTANT
         total, total_answers = total + float(each.sum()), total_answers + float((each * own).sum())
         count, answers = count + len(ids) - 1, answers + int(own.sum())
-    return {
-        "perplexity": round(math.exp(total / count), 4),
-        "tokens": count,
-        "answer_perplexity": round(math.exp(total_answers / answers), 4),
-        "answer_tokens": answers,
-    }
+    return {"perplexity": round(math.exp(total / count), 4), "tokens": count,
+            "answer_perplexity": round(math.exp(total_answers / answers), 4), "answer_tokens": answers}
 
 
 def gains(folder: Path) -> dict[str, dict[str, float]]:
@@ -107,12 +73,7 @@ def gains(folder: Path) -> dict[str, dict[str, float]]:
     table = {}
     for kind in ("input_layernorm", "post_attention_layernorm", "model.norm"):
         values = mx.concatenate([w.astype(mx.float32) for name, w in sorted(weights.items()) if kind in name])
-        table[kind] = {
-            "min": float(values.min()),
-            "mean": float(values.mean()),
-            "max": float(values.max()),
-            "sd": float(values.std()),
-        }
+        table[kind] = {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max()), "sd": float(values.std())}
     return {kind: {name: round(float(value), 4) for name, value in row.items()} for kind, row in table.items()}
 
 
@@ -158,10 +119,7 @@ def unseen_sums(model: nn.Module, processor: Any, count: int) -> dict[str, str]:
         right = 0
         for _ in range(count):
             x, y = operands(dice, sign, held_out=True)
-            right += (
-                answer(model, processor, [{"role": "user", "content": f"What is {x} {sign} {y}?"}], 24)
-                == equation(x, sign, y) + "."
-            )
+            right += answer(model, processor, [{"role": "user", "content": f"What is {x} {sign} {y}?"}], 24) == equation(x, sign, y) + "."
         table[f"x {sign} y"] = f"{right} of {count}"
     return table
 
@@ -177,11 +135,7 @@ def main() -> int:
         for question, reply in converse(model, processor, said):
             print(f"> {question}\n{reply}", flush=True)
         print()
-    numbers = {
-        "heldout": perplexity(model, processor),
-        "unseen_sums": unseen_sums(model, processor, args.sums),
-        "gains": gains(args.model),
-    }
+    numbers = {"heldout": perplexity(model, processor), "unseen_sums": unseen_sums(model, processor, args.sums), "gains": gains(args.model)}
     print(json.dumps(numbers, indent=1))
     if args.write:
         write_json(args.write, numbers)

@@ -34,10 +34,7 @@ def save_model(target: Path, weights: dict[str, mx.array], config: dict[str, Any
     write_arrays(target / "model.safetensors", weights, {"format": "mlx"})
     size = sum(weight.nbytes for weight in weights.values())
     count = sum(weight.size for weight in weights.values())
-    index = {
-        "metadata": {"total_size": size, "total_parameters": count},
-        "weight_map": dict.fromkeys(weights, "model.safetensors"),
-    }
+    index = {"metadata": {"total_size": size, "total_parameters": count}, "weight_map": dict.fromkeys(weights, "model.safetensors")}
     write_json(target / "model.safetensors.index.json", index)
     write_json(target / "config.json", config)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

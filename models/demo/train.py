@@ -33,27 +33,11 @@ from dataset import ASSISTANT, LENGTH, USER, Rows, build, heldout_rows, vocabula
 from saving import save_checkpoint, save_model, write_json
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "intermediate_size": 704,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "vocab_size": vocabulary.SIZE,
-    "max_position_embeddings": LENGTH,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "rope_scaling": None,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": vocabulary.BOS,
-    "eos_token_id": [vocabulary.EOS, vocabulary.END],
-    "pad_token_id": vocabulary.PAD,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 6,
+    "intermediate_size": 704, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_act": "silu",
+    "vocab_size": vocabulary.SIZE, "max_position_embeddings": LENGTH, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "rope_scaling": None, "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "bos_token_id": vocabulary.BOS, "eos_token_id": [vocabulary.EOS, vocabulary.END], "pad_token_id": vocabulary.PAD,
 }
 USER_WEIGHT = 0.1
 GAIN_RATE = 3.0  # the norm gains' learning rate, relative to the matrices'
@@ -73,11 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--every", type=int, default=250, help="steps between held-out losses and checkpoints")
     parser.add_argument("--float32", action="store_true", help="compute in float32 instead of bf16")
-    parser.add_argument(
-        "--plain-attention",
-        action="store_true",
-        help="attention from plain operations, for devices without a fused gradient",
-    )
+    parser.add_argument("--plain-attention", action="store_true", help="attention from plain operations, for devices without a fused gradient")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     args = parser.parse_args(argv)
     for name in ("steps", "batch", "conversations", "every", "rate", "minutes"):
@@ -202,15 +182,8 @@ class Trainer:
         return dict(tree_flatten(parts))
 
     def save(self) -> None:
-        progress = {
-            "step": self.step,
-            "total": self.total,
-            "seconds": self.seconds,
-            "history": self.history,
-            "seed": self.args.seed,
-            "batch": self.args.batch,
-            "conversations": self.args.conversations,
-        }
+        progress = {"step": self.step, "total": self.total, "seconds": self.seconds, "history": self.history,
+                    "seed": self.args.seed, "batch": self.args.batch, "conversations": self.args.conversations}
         save_checkpoint(self.args.out / "checkpoint.safetensors", self.state(), progress)
 
     def restore(self) -> None:
@@ -247,12 +220,7 @@ def run(trainer: Trainer, rows: Rows, held: Rows) -> None:
             if trainer.step % 10 == 0 or last:
                 value, trainer.seconds = float(loss), time.perf_counter() - began
                 speed = args.batch * LENGTH * (trainer.step - first) / (time.perf_counter() - start)
-                bar.update(
-                    task,
-                    total=trainer.total,
-                    completed=trainer.step,
-                    description=f"loss {value:.3f}  {speed:,.0f} tok/s",
-                )
+                bar.update(task, total=trainer.total, completed=trainer.step, description=f"loss {value:.3f}  {speed:,.0f} tok/s")
                 if not math.isfinite(value):
                     raise SystemExit("train.py: error: the loss is not finite; lower --rate")
             if trainer.step == 2 * TRIAL and args.minutes:
@@ -260,11 +228,7 @@ def run(trainer: Trainer, rows: Rows, held: Rows) -> None:
             if trainer.step == TRIAL:
                 trainer.trial_end = trainer.seconds
             if trainer.step % args.every == 0 or last:
-                record = {
-                    "step": trainer.step,
-                    "loss": round(float(loss), 4),
-                    "heldout": round(trainer.heldout(held), 4),
-                }
+                record = {"step": trainer.step, "loss": round(float(loss), 4), "heldout": round(trainer.heldout(held), 4)}
                 trainer.seconds = time.perf_counter() - began
                 trainer.history.append({**record, "seconds": round(trainer.seconds, 1)})
                 bar.console.print(f"step {trainer.step} of {trainer.total}: {json.dumps(trainer.history[-1])}")
@@ -284,23 +248,13 @@ def finish(trainer: Trainer, tokenizer: Path) -> None:
     if tokenizer.resolve() != (out / "tokenizer.model").resolve():
         (out / "tokenizer.model").write_bytes(tokenizer.read_bytes())
     vocabulary.write_fast(out / "tokenizer.model", out)
-    options = {
-        name: getattr(args, name) for name in ("batch", "conversations", "rate", "warmup", "decay", "seed", "float32")
-    }
+    options = {name: getattr(args, name) for name in ("batch", "conversations", "rate", "warmup", "decay", "seed", "float32")}
     tokens = trainer.step * args.batch * LENGTH
-    write_json(
-        out / "training.json",
-        {
-            "device": mx.device_info().get("device_name", str(mx.default_device())),
-            "mlx": version("mlx"),
-            "options": options,
-            "steps": trainer.step,
-            "tokens": tokens,
-            "seconds": round(trainer.seconds, 1),
-            "tokens_per_second": round(tokens / max(trainer.seconds, 1e-9)),
-            "history": trainer.history,
-        },
-    )
+    write_json(out / "training.json", {
+        "device": mx.device_info().get("device_name", str(mx.default_device())), "mlx": version("mlx"), "options": options,
+        "steps": trainer.step, "tokens": tokens, "seconds": round(trainer.seconds, 1),
+        "tokens_per_second": round(tokens / max(trainer.seconds, 1e-9)), "history": trainer.history,
+    })
 
 
 def main(argv: list[str] | None = None) -> int:

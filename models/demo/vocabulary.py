@@ -38,23 +38,10 @@ def train(texts: Iterable[str], path: Path) -> None:
     """Train the SentencePiece model on the texts and write it to `path`. Every printable ASCII character gets a piece."""
     path.parent.mkdir(parents=True, exist_ok=True)
     spm.SentencePieceTrainer.train(
-        sentence_iterator=chain(texts, ["".join(map(chr, range(33, 127)))]),
-        model_prefix=str(path.with_suffix("")),
-        vocab_size=SIZE,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        unk_id=UNKNOWN,
-        bos_id=BOS,
-        eos_id=EOS,
-        pad_id=PAD,
-        control_symbols=list(CONTROLS),
-        num_threads=1,
-        minloglevel=2,
+        sentence_iterator=chain(texts, ["".join(map(chr, range(33, 127)))]), model_prefix=str(path.with_suffix("")), vocab_size=SIZE, model_type="bpe",
+        byte_fallback=True, split_digits=True, character_coverage=1.0, normalization_rule_name="identity",
+        add_dummy_prefix=False, remove_extra_whitespaces=False, unk_id=UNKNOWN, bos_id=BOS, eos_id=EOS, pad_id=PAD,
+        control_symbols=list(CONTROLS), num_threads=1, minloglevel=2,
     )
     path.with_suffix(".vocab").unlink(missing_ok=True)
 
@@ -80,33 +67,19 @@ def write_fast(model: Path, target: Path) -> None:
     processor = load(model)
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     first = len(SPECIALS) + 256
-    fast = Tokenizer(
-        models.BPE(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=merges(pieces, first),
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
+    fast = Tokenizer(models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges(pieces, first), unk_token="<unk>", fuse_unk=True,
+        byte_fallback=True,
+    ))
     fast.normalizer = normalizers.Replace(" ", SPACE)
     fast.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    fast.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
-    )
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)])
     fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
     fast.save(str(target / "tokenizer.json"))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        "additional_special_tokens": list(CONTROLS),
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": 1024,
-        "add_bos_token": True,
-        "add_eos_token": False,
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "pad_token": "<pad>", "additional_special_tokens": list(CONTROLS), "clean_up_tokenization_spaces": False,
+        "model_max_length": 1024, "add_bos_token": True, "add_eos_token": False,
     }
     (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (target / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

@@ -13,23 +13,8 @@ T = TypeVar("T")
 CHOICE = re.compile(r"\[([^\[\]]*)\]")  # an innermost [this|or that]
 WORD = re.compile(r"[a-z]{5,}")
 OPENERS = (
-    "Hey, ",
-    "Hi, ",
-    "So, ",
-    "Okay, ",
-    "Please tell me: ",
-    "Quick question: ",
-    "Tell me, ",
-    "By the way, ",
-    "Now, ",
-    "I wonder, ",
-    "And ",
-    "Can you tell me: ",
-    "One more question: ",
-    "Good. ",
-    "Thanks! ",
-    "Oh, ",
-    "Well, ",
+    "Hey, ", "Hi, ", "So, ", "Okay, ", "Please tell me: ", "Quick question: ", "Tell me, ", "By the way, ", "Now, ",
+    "I wonder, ", "And ", "Can you tell me: ", "One more question: ", "Good. ", "Thanks! ", "Oh, ", "Well, ",
 )
 FIXED_CASE = ("I ", "I'", "FlashNorm", "RMS", "MLX", "QK", "SmolLM2", "Llama", "GPU", "CPU", "CUDA", "Metal")
 
@@ -93,16 +78,9 @@ class Item(NamedTuple):
 
 
 MORE = (
-    "Tell me more.",
-    "[Can|Could] you [say|tell me] more[| about that| about it]?",
-    "Go on.",
-    "Why is that?",
-    "Why?",
-    "Please [explain|go on|continue].",
-    "[Can|Could] you explain [that|it|this][| a bit more| further| in more detail]?",
-    "More, please.",
-    "I want to know more[| about that].",
-    "[Interesting|Okay]. [Tell me more.|Go on.|What else?]",
+    "Tell me more.", "[Can|Could] you [say|tell me] more[| about that| about it]?", "Go on.", "Why is that?", "Why?",
+    "Please [explain|go on|continue].", "[Can|Could] you explain [that|it|this][| a bit more| further| in more detail]?",
+    "More, please.", "I want to know more[| about that].", "[Interesting|Okay]. [Tell me more.|Go on.|What else?]",
 )
 
 
@@ -116,31 +94,22 @@ def expand(dice: Dice, pattern: str) -> str:
 def define(term: str) -> tuple[str, ...]:
     """The many ways to ask what a term means."""
     return (
-        f"What is {term}?",
-        f"What is {term}?",
-        f"What's {term}?",
-        f"[Can|Could] you [explain|describe] {term}?",
-        f"[Explain|Describe] {term}[| to me| in simple words].",
-        f"Tell me [about|something about|what you know about] {term}.",
-        f"What do you know about {term}?",
-        f"I [want|would like] to know what {term} is.",
-        f"Do you know what {term} is?",
-        f"[Can|Could] you tell me [about|what] {term}[| is| means]?",
-        f"{term}?",
-        f"What does {term} mean?",
-        f"What [exactly |]is {term}?",
-        f"How would you [explain|describe] {term}?",
+        f"What is {term}?", f"What is {term}?", f"What's {term}?", f"[Can|Could] you [explain|describe] {term}?",
+        f"[Explain|Describe] {term}[| to me| in simple words].", f"Tell me [about|something about|what you know about] {term}.",
+        f"What do you know about {term}?", f"I [want|would like] to know what {term} is.", f"Do you know what {term} is?",
+        f"[Can|Could] you tell me [about|what] {term}[| is| means]?", f"{term}?", f"What does {term} mean?",
+        f"What [exactly |]is {term}?", f"How would you [explain|describe] {term}?",
     )
 
 
 def _typo(dice: Dice, text: str) -> str:
     """Swap two letters inside one long lower-case word."""
-    words = [found for found in WORD.finditer(text) if text[found.start() - 1 : found.start()] not in ("{", "`", "_")]
+    words = [found for found in WORD.finditer(text) if text[found.start() - 1: found.start()] not in ("{", "`", "_")]
     if not words:
         return text
     word = dice.pick(words)
     at = dice.number(word.start() + 1, word.end() - 3)
-    return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    return text[:at] + text[at + 1] + text[at] + text[at + 2:]
 
 
 def careless(dice: Dice, text: str) -> str:
