@@ -8,6 +8,8 @@ dtype that is asked for, by default that of the array that is rewritten.
 
 from __future__ import annotations
 
+from functools import partial
+
 import mlx.core as mx
 
 
@@ -82,14 +84,21 @@ def fold_root_mean(weight: mx.array, *, dtype: mx.Dtype | None = None) -> mx.arr
 
 def inverse_rms(x: mx.array, eps: float | mx.array = 0.0) -> mx.array:
     """``s = 1/RMS(x) = 1/sqrt(mean(x²) + ε)`` over the last axis, kept; float32 ``[..., 1]`` (§1; ε: appendix A)."""
-    x = x.astype(mx.float32)
-    return mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
+    return _inverse_root(_sum_of_squares(x), 1 / x.shape[-1], eps)
 
 
 def inverse_rss(x: mx.array, eps: float = 0.0) -> mx.array:
     """``1/sqrt(Σx² + nε)`` over the last axis, kept; float32 ``[..., 1]`` (appendix B). Equal to ``s/√n``."""
-    x = x.astype(mx.float32)
-    return mx.rsqrt(mx.sum(x * x, axis=-1, keepdims=True) + x.shape[-1] * eps)
+    return _inverse_root(_sum_of_squares(x), 1.0, x.shape[-1] * eps)
+
+
+def _sum_of_squares(x: mx.array) -> mx.array:
+    return mx.sum(mx.square(x.astype(mx.float32)), axis=-1, keepdims=True)
+
+
+@partial(mx.compile, shapeless=True)
+def _inverse_root(total: mx.array, factor: float, eps: float | mx.array) -> mx.array:
+    return mx.rsqrt(total * factor + eps)
 
 
 def cancelled_eps(eps: float, scale: mx.array | None) -> float | mx.array:
