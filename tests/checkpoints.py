@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from flashnorm_mlx import architectures
 
-FAMILIES = ("llama", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3")
 
 
 def tiny_config(model_type: str, **overrides: Any) -> dict[str, Any]:

@@ -40,7 +40,8 @@ LLAMA_OPTIONS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
     },
 }
-CASES = [(f, name, o) for f in FAMILIES for name, o in OPTIONS.items()]
+#: mlx-lm's qwen2 knows no head_dim but hidden_size / heads.
+CASES = [(f, name, o) for f in FAMILIES for name, o in OPTIONS.items() if (f, name) != ("qwen2", "head_dim")]
 CASES += [("llama", name, o) for name, o in LLAMA_OPTIONS.items()]
 CASES += [("mistral", "untied", OPTIONS["untied"])]
 
@@ -68,6 +69,22 @@ def test_logits_are_stock_mlx_lms(family: str, name: str, options: dict[str, Any
         model = our_model(config, weights, arm, pack=pack)
         assert relative_error(model(ids), want) <= TOLERANCE
     assert relative_error(token_by_token(model, ids), want) <= TOLERANCE
+
+
+@pytest.mark.parametrize("defer", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deferred_and_weightless_are_one_value(
+    family: str, tied: bool, defer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both forms of the flashnorm arm, whichever this device would take."""
+    from flashnorm_mlx.layers import norm
+
+    monkeypatch.setattr(norm, "deferring_pays", lambda a: defer)
+    config = tiny_config(family, tie_word_embeddings=tied)
+    stock, weights = stock_with_weights(config)
+    ids = ids_for(config)
+    assert relative_error(token_by_token(our_model(config, weights), ids), stock(ids)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -193,10 +210,13 @@ def test_control_missed_consumer(family: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_control_eps_kept_after_cancelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashnorm_mlx.layers import norm
+
     config = tiny_config("qwen3", rms_norm_eps=1e-5)
     stock, weights = stock_with_weights(config)
     weights = {k: v * 0.02 if "embed" in k or "o_proj" in k or "down_proj" in k else v for k, v in weights.items()}
     stock.load_weights(list(weights.items()))
+    monkeypatch.setattr(norm, "deferring_pays", lambda a: True)
     monkeypatch.setattr(fold, "cancelled_eps", lambda eps, scale: eps)
     assert broken_error("qwen3", our_model(config, weights), config, stock) > 1e-3
 

@@ -154,7 +154,7 @@ def named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 
 def attention_and_mlp(
-    args: Config, *, attention_bias: bool, mlp_bias: bool, qk_norm: bool
+    args: Config, *, qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False, qk_norm: bool = False
 ) -> tuple[Attention, GatedMLP]:
     """A block's two halves, of the sizes that the config gives."""
     attention = Attention(
@@ -162,7 +162,8 @@ def attention_and_mlp(
         args.num_attention_heads,
         args.kv_heads,
         args.head_size,
-        bias=attention_bias,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
         qk_norm_eps=args.rms_norm_eps if qk_norm else None,
     )
     return attention, GatedMLP(args.hidden_size, args.intermediate_size, bias=mlp_bias)

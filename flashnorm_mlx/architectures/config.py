@@ -38,6 +38,8 @@ class Config:
     rope_scaling: dict | None = None
     tie_word_embeddings: bool = True
     hidden_act: str = "silu"
+    rope_traditional: bool = False
+    partial_rotary_factor: float = 1.0
     arm: str = "flashnorm"
     compute_dtype: mx.Dtype | None = None
     #: The gains are folded already.
@@ -81,6 +83,10 @@ class Config:
             fail(f"head_dim {self.head_size} is odd; RoPE rotates pairs")
         if self.hidden_act != "silu":
             fail(f"hidden_act {self.hidden_act!r} is not supported for {self.model_type} (silu is)")
+        if self.rope_traditional:
+            fail(f"rope_traditional is not supported for {self.model_type}")
+        if self.partial_rotary_factor != 1.0 or (self.rope_scaling or {}).get("partial_rotary_factor", 1.0) != 1.0:
+            fail(f"partial_rotary_factor is not supported for {self.model_type}")
         _check_rope(self.rope_scaling)
 
 

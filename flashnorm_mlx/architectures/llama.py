@@ -77,9 +77,8 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        parts = attention_and_mlp(
-            self.args, attention_bias=self.args.attention_bias, mlp_bias=self.args.mlp_bias, qk_norm=False
-        )
+        bias = self.args.attention_bias
+        parts = attention_and_mlp(self.args, qkv_bias=bias, o_bias=bias, mlp_bias=self.args.mlp_bias)
         return Block(*parts, self.norm)
 
     def context(self, h: mx.array, cache: list) -> Any:

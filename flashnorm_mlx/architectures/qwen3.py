@@ -45,5 +45,6 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        parts = attention_and_mlp(self.args, attention_bias=self.args.attention_bias, mlp_bias=False, qk_norm=True)
+        bias = self.args.attention_bias
+        parts = attention_and_mlp(self.args, qkv_bias=bias, o_bias=bias, qk_norm=True)
         return Block(*parts, self.norm)
