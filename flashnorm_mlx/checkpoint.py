@@ -90,16 +90,19 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         FlashNormError: for a missing or broken file, naming it and the remedy.
     """
-    path = Path(path).expanduser()
+    path = local(path)
     if not path.is_dir():
         raise FlashNormError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
     config = read_json(path / "config.json")
+    if (generation := path / "generation_config.json").exists():
+        read_json(generation)
     files = sorted(path.glob("model*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        named = set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        if missing := sorted(str(n) for n in named if not (path / str(n)).is_file()):
+        named = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+        present = {file.name for file in files}
+        if missing := sorted(named - present):
             raise FlashNormError(
                 f"{path}: {len(missing)} of {len(named)} shards are missing, first {missing[0]}; download it again"
             )
@@ -107,7 +110,12 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise FlashNormError(f"{path}: {_why_no_weights(path)}")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(read_header(file))
+        found = read_header(file)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise FlashNormError(
+                f"{path}: {tensors[twice[0]].file.name} and {file.name} both hold {twice[0]}; remove one"
+            )
+        tensors.update(found)
     return Checkpoint(path, config, tensors)
 
 
@@ -121,19 +129,39 @@ def _why_no_weights(path: Path) -> str:
     return "no model*.safetensors; this is not a model's folder, or its download did not finish"
 
 
+def local(path: str | Path) -> Path:
+    """A path with ``~`` expanded; a FlashNormError for what can't be one."""
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()  # raises for a name that is too long, or has a null byte
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FlashNormError(f"{str(path)[:80]!r}: {reason}") from None
+    if not str(path):
+        raise FlashNormError("the path is empty; name a folder")
+    return expanded
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file, or a FlashNormError that names the file and the place."""
+    _check_regular(file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FlashNormError(f"{file.parent}: no {file.name}; this is not a model's folder") from None
     except OSError as error:
         raise FlashNormError(f"{file}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
         raise FlashNormError(f"{file}: not JSON ({error}); download the file again") from None
     if not isinstance(value, dict):
         raise FlashNormError(f"{file}: a JSON {type(value).__name__}, not an object; download the file again")
     return value
+
+
+def _check_regular(file: Path) -> None:
+    """Raise for what exists and is no plain file: reading a pipe would wait for ever."""
+    if file.exists() and not file.is_file():
+        raise FlashNormError(f"{file}: not a plain file; download it again")
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
@@ -146,6 +174,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     def bad(what: str) -> FlashNormError:
         return FlashNormError(f"{file}: {what}; download the file again")
 
+    _check_regular(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as f:
@@ -196,7 +225,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     if not parent.is_dir():
         raise FlashNormError(f"{parent}: no such folder; create it first")
     try:
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+        work = Path(tempfile.mkdtemp(prefix=".flashnorm-", suffix=".partial", dir=parent))
     except OSError as error:
         raise FlashNormError(f"{parent}: {error.strerror}; choose another target") from None
     try:
@@ -249,7 +278,7 @@ def write_shards(
         shards[-1].append(part)
     need, free = sum(p.nbytes for shard in shards for p in shard), shutil.disk_usage(folder).free
     if need > free:
-        raise FlashNormError(f"{folder.parent}: {need / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
+        raise FlashNormError(f"{folder.parent}: {need / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free")
     weight_map: dict[str, str] = {}
     made = 0
     for i, shard in enumerate(shards):

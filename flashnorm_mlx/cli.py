@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.command == "verify":  # exact float32 products, also on GPUs that would round them to TF32
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    signal.signal(signal.SIGTERM, _interrupt)  # so that half-made files are removed then, too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that half-made files are removed then, too
+        signal.signal(number, _interrupt)
     try:
         from . import commands
 

@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -28,9 +27,7 @@ def chat(args: Namespace) -> int:
     from . import chat as terminal
     from .demo import converted_demo
 
-    settings = terminal.Settings(
-        **{f.name: getattr(args, f.name) for f in fields(terminal.Settings) if hasattr(args, f.name)}
-    )
+    settings = _settings(args)
     if args.model is None:
         with _progress() as progress:
             args.model = str(converted_demo(progress))
@@ -42,39 +39,19 @@ def chat(args: Namespace) -> int:
 
 
 def generate(args: Namespace) -> int:
-    from mlx_lm import stream_generate
-    from mlx_lm.sample_utils import make_logits_processors, make_sampler
+    from .chat.screen import write
+    from .chat.session import Session
 
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = args.prompt
+    if prompt == "-":
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace") if sys.stdin else ""
     if not prompt.strip():
         raise FlashNormError("the prompt is empty; give one with -p")
-    model, tokenizer = _load(args)
-    if tokenizer.has_chat_template and not args.raw:
-        messages = [{"role": "user", "content": prompt}]
-        if args.system:
-            messages.insert(0, {"role": "system", "content": args.system})
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    if args.seed is not None:
-        mx.random.seed(args.seed)
-    last: Any = None
-    for last in stream_generate(
-        model,
-        tokenizer,
-        prompt,
-        max_tokens=args.max_tokens,
-        sampler=make_sampler(temp=args.temp, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p),
-        logits_processors=make_logits_processors(
-            repetition_penalty=args.repetition_penalty if args.repetition_penalty != 1.0 else None
-        ),
-    ):
-        print(last.text, end="", flush=True)
-    print()
-    if args.stats and last is not None:
-        _err.print(
-            f"prompt {last.prompt_tokens} tokens, {last.prompt_tps:.0f} tokens/s; answer {last.generation_tokens} "
-            f"tokens, {last.generation_tps:.0f} tokens/s; peak memory {last.peak_memory:.2f} GB",
-            style="dim",
-        )
+    settings = _settings(args)
+    session = Session(*_load(args), settings, lambda line: _err.print(line, markup=False), raw=args.raw)
+    write(session.send(prompt))
+    if args.stats:
+        _err.print(session.answers[-1].line(), style="dim")
     return 0
 
 
@@ -139,6 +116,13 @@ def serve(args: Namespace) -> int:
 
     model, tokenizer = _load(args)
     return run(model, tokenizer, host=args.host, port=args.port)
+
+
+def _settings(args: Namespace) -> Any:
+    """The chat's settings, as far as the subcommand has them."""
+    from .chat import Settings
+
+    return Settings(**{f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)})
 
 
 def _load(args: Namespace) -> tuple[Any, Any]:

@@ -13,8 +13,9 @@ import mlx.nn as nn
 from . import fold
 from .architectures.base import Decoder
 from .checkpoint import DTYPES as FILE_DTYPES
-from .checkpoint import Checkpoint, Part, new_folder, open_checkpoint, write_shards
+from .checkpoint import Checkpoint, Part, local, new_folder, open_checkpoint, write_shards
 from .errors import FlashNormError
+from .layers.rope import rope_type
 from .loader import DTYPES, Progress, check_tensors, configured, resolve
 from .plan import Plan
 from .selfcheck import SelfCheck, self_check
@@ -121,11 +122,11 @@ def convert_with_report(
 ) -> Report:
     """:func:`convert`, returning what was done."""
     progress = progress or (lambda word, done, total: None)
-    path, target = resolve(source, revision), Path(target).expanduser()
+    path, target = resolve(source, revision), local(target)
     if target.exists() and target.samefile(path):
         raise FlashNormError(f"{target}: is the source; choose another target")
     checkpoint = open_checkpoint(path)
-    if "quantization" in checkpoint.config or "quantization_config" in checkpoint.config:
+    if checkpoint.config.get("quantization") or checkpoint.config.get("quantization_config"):
         raise FlashNormError(
             f"{path}: already quantised, so its gains can't be folded exactly; `flashnorm chat` runs it as it is, "
             "or convert the full-precision model"
@@ -134,13 +135,12 @@ def convert_with_report(
     check_tensors(checkpoint, model)
     with new_folder(target) as work:
         recipe = _Recipe(checkpoint, model, options)
-        parts = [recipe.part(name) for name in recipe.names]
+        parts = [*map(recipe.part, recipe.names), *recipe.missing_norms()]
         write_shards(work, parts, done=lambda n: progress("folding", n, len(parts)))
         (work / "config.json").write_text(json.dumps(recipe.config(), indent=4) + "\n", encoding="utf-8")
-        for pattern in CARRIED:
-            for file in path.glob(pattern):
-                shutil.copyfile(file, work / file.name)
-        check = self_check(path, work, progress)
+        for file in (file for pattern in CARRIED for file in path.glob(pattern) if file.is_file()):
+            shutil.copyfile(file, work / file.name)
+        check = self_check(path, work, progress, quantised=options.quantize)
         result = open_checkpoint(work)
     return Report(
         target=target,
@@ -157,7 +157,7 @@ class _Recipe:
     """What each of a source's tensors becomes."""
 
     def __init__(self, checkpoint: Checkpoint, model: Decoder, options: Options) -> None:
-        self.checkpoint, self.options = checkpoint, options
+        self.checkpoint, self.options, self.args = checkpoint, options, model.args
         self.names = [name for name in checkpoint.tensors if not model.is_unused(name)]
         self.plan = model.plan(self.names)
         self.quantised = {f"{p}.weight" for p, m in model.named_modules() if options.quantize and self._fits(m)}
@@ -179,9 +179,21 @@ class _Recipe:
         shapes = self._written(name, mx.zeros(tensor.shape, dtype))  # lazy: nothing is computed
         return Part({written: array.nbytes for written, array in shapes.items()}, make)
 
+    def missing_norms(self) -> list[Part]:
+        """Identities for norms that a folded source has dropped; stock loaders ask for them."""
+        size, dtype = self.args.hidden_size, DTYPES[self.options.dtype or "float32"]
+        names = [f"{step.norm}.weight" for step in self.plan.steps]
+        absent = [name for name in names if name not in self.checkpoint.tensors]
+        return [Part({n: size * dtype.size}, lambda n=n: {n: mx.ones((size,), dtype)}) for n in absent]  # type: ignore[misc]
+
     def config(self) -> dict:
-        """config.json of the result: the source's, with what was done."""
+        """config.json of the result: the source's, with what was done, and with what loaders read differently said."""
         config = dict(self.checkpoint.config)
+        config["tie_word_embeddings"] = self.args.tie_word_embeddings
+        config["head_dim"] = self.args.head_size
+        config["rope_theta"] = self.args.rope_theta
+        scaled = rope_type(self.args.rope_scaling) != "default"
+        config["rope_scaling"] = self.args.rope_scaling if scaled else None
         config["flashnorm"] = {
             "version": 1,
             "folded": {step.norm: list(step.into) for step in self.plan.steps if not step.kept},

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from . import __version__
 from .converter import convert
 from .errors import FlashNormError
 from .loader import Progress
@@ -34,7 +35,7 @@ def converted_demo(progress: Progress | None = None) -> Path:
 
     source = demo_source()
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
-    target = cache_folder() / f"demo-{digest}"
+    target = cache_folder() / f"demo-{__version__}-{digest}"
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

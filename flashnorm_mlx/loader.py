@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from . import architectures
 from .architectures.base import Decoder, named_arrays
-from .checkpoint import Checkpoint, open_checkpoint, read_json
+from .checkpoint import Checkpoint, local, open_checkpoint, read_json
 from .errors import FlashNormError
 from .layers.norm import ARMS
 from .plan import MARKED
@@ -59,7 +59,7 @@ def load(
 
 def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     """The local folder of a path or a repository; a repository is downloaded, or found in the hub's cache."""
-    path = Path(path_or_repo).expanduser()
+    path = local(path_or_repo)
     if path.exists():
         return path
     name = str(path_or_repo)
@@ -70,7 +70,7 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
     except Exception as error:  # the hub's client raises many kinds, from HTTP, files and validation
-        at = f" at revision {revision}" if revision else ""
+        at = f" at revision {revision!r}" if revision else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FlashNormError(
             f"{name}: no such folder here, and it could not be had from the hub{at}: {reason}"
@@ -128,21 +128,40 @@ def configured(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
     if config.get("tie_word_embeddings") is None:
         options = {"tie_word_embeddings": "lm_head.weight" not in checkpoint.tensors, **options}
     try:
-        _check_quantization(config.get("quantization"))
+        _check_quantization(config)
         module = architectures.find(config.get("model_type"))
-        return module.Model(module.Config.from_dict({**config, **options}))
+        args = module.Config.from_dict({**config, **options})
+        if args.num_hidden_layers > len(checkpoint.tensors):
+            raise FlashNormError(
+                f"config.json: num_hidden_layers is {args.num_hidden_layers}, and the files hold "
+                f"{len(checkpoint.tensors)} tensors in all"
+            )
+        return module.Model(args)
     except FlashNormError as error:
         raise FlashNormError(f"{checkpoint.path}: {error}") from None
 
 
-def _check_quantization(entry: object) -> None:
-    if entry is None:
-        return
-    if not isinstance(entry, dict):
-        raise FlashNormError(f"config.json: quantization must be an object, not {entry!r}")
-    for key in ("bits", "group_size"):
-        if not (isinstance(entry.get(key), int) and entry[key] > 0):
-            raise FlashNormError(f"config.json: quantization: {key} must be a positive integer, not {entry.get(key)!r}")
+def _check_quantization(config: dict[str, Any]) -> None:
+    """Raise for an entry that is none of MLX's, nor one that mlx-lm turns into MLX's for any architecture."""
+    entry, foreign = config.get("quantization"), config.get("quantization_config")
+    for name, value in (("quantization", entry), ("quantization_config", foreign)):
+        if not isinstance(value, dict | None):
+            raise FlashNormError(f"config.json: {name} must be an object, not {value!r}")
+    if entry is not None:
+        for key, allowed in (("bits", (2, 3, 4, 5, 6, 8)), ("group_size", (16, 32, 64, 128))):
+            if entry.get(key) not in allowed:
+                values = ", ".join(map(str, allowed))
+                raise FlashNormError(
+                    f"config.json: quantization: {key} must be one of {values}, not {entry.get(key)!r}"
+                )
+        if entry.get("mode", "affine") not in ("affine", "mxfp4", "mxfp8", "nvfp4"):
+            raise FlashNormError(f"config.json: quantization: mode {entry['mode']!r} is not known")
+    elif foreign and foreign.get("quant_method") not in ("awq", "gptq"):
+        raise FlashNormError(
+            f"config.json: quantization by {foreign.get('quant_method')!r} is not supported; use MLX's, awq or gptq"
+        )
+    if config.get("quantize_activations"):
+        raise FlashNormError("config.json: quantize_activations is not supported")
 
 
 def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
@@ -170,8 +189,8 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
 def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
     """Raise a FlashNormError for a tensor that is missing, left over, or of the wrong shape."""
     have = {name: t for name, t in checkpoint.tensors.items() if not model.is_unused(name)}
-    if any(name.endswith((".qweight", ".weight_packed", ".weight_scale")) for name in have):
-        return  # a foreign quantisation, which mlx-lm's loader turns into MLX's
+    if any(name.endswith(".qweight") for name in have):
+        return  # awq or gptq, which mlx-lm's loader turns into MLX's format
     want = {name: tuple(a.shape) for name, a in named_arrays(model)}
     quantised = {name.removesuffix(".scales") for name in have if name.endswith(".scales")}
     extra_of_quantised = {f"{q}.{part}" for q in quantised for part in ("scales", "biases", "global_scale")}
@@ -187,8 +206,12 @@ def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
     for name, shape in want.items():
         if name not in have:
             continue
-        got = have[name].shape
+        got, dtype = have[name].shape, have[name].dtype
         packed = name.removesuffix(".weight") in quantised
+        if dtype not in (("U32",) if packed else ("F16", "BF16", "F32")):
+            raise FlashNormError(
+                f"{have[name].file}: tensor {name} is of dtype {dtype}, a quantisation that config.json does not name"
+            )
         if (got[:-1], len(got)) != (shape[:-1], len(shape)) if packed else got != shape:
             raise FlashNormError(
                 f"{have[name].file}: tensor {name} has shape {list(got)}, config.json asks for {list(shape)}"

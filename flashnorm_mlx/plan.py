@@ -56,7 +56,7 @@ class Plan:
 
 def is_marked(config: dict) -> bool:
     """Whether config.json says that the gains are folded already."""
-    return any(bool(config.get(mark)) for mark in MARKS)
+    return any(config.get(mark) not in (None, False, 0, "", "false", "False", {}) for mark in MARKS)
 
 
 def make_plan(folds: tuple[Fold, ...], num_layers: int, names: Container[str], *, marked: bool = False) -> Plan:

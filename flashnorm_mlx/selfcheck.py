@@ -19,6 +19,9 @@ CHECK_PROMPT = (1, 17, 290, 5, 88, 1033, 7, 412, 59, 23, 3, 640)
 #: Above this error of the folded model (float32, against the source's explicit norms), conversion fails.
 FOLD_TOLERANCE = 1e-3
 
+#: The same for an unquantised result, which is rounded to its dtype.
+ROUNDING_TOLERANCE = 0.1
+
 
 @dataclass(frozen=True)
 class SelfCheck:
@@ -32,11 +35,12 @@ class SelfCheck:
     positions: int
 
 
-def self_check(source: Path, written: Path, progress: Progress) -> SelfCheck:
+def self_check(source: Path, written: Path, progress: Progress, *, quantised: bool) -> SelfCheck:
     """Compare the source with explicit norms, the source folded in float32, and what was written.
 
     Raises:
-        FlashNormError: if folding alone changed the logits, or what was written gives NaN.
+        FlashNormError: if folding alone changed the logits, or what was written gives NaN or, unquantised, logits
+            that rounding does not explain.
     """
     logits = []
     for i, (path, arm) in enumerate(((source, "baseline"), (source, "flashnorm"), (written, "flashnorm"))):
@@ -55,8 +59,10 @@ def self_check(source: Path, written: Path, progress: Progress) -> SelfCheck:
             f"{source}: the folded model's logits differ from the source's by {fold_error:.1e} "
             f"(tolerance {FOLD_TOLERANCE:.0e}); nothing was written. Is a tensor not finite?"
         )
-    if not math.isfinite(target_error):
-        raise FlashNormError(f"{source}: converted, its logits are not finite; try another dtype. Nothing was written")
+    if not math.isfinite(target_error) or (target_error > ROUNDING_TOLERANCE and not quantised):
+        raise FlashNormError(
+            f"{source}: converted, its logits are off by {target_error:.1e}; try another dtype. Nothing was written"
+        )
     same = np.argmax(np.array(result), -1) == np.argmax(np.array(reference), -1)
     return SelfCheck(fold_error, target_error, same_top=int(same.sum()), positions=reference.shape[1])
 
@@ -69,7 +75,7 @@ def relative_error(got: mx.array, want: mx.array) -> float:
 
 def layerwise_logits(model: Decoder, ids: mx.array) -> mx.array:
     """``model(ids)`` with one block's weights in memory at a time; a lazy model is used up by it."""
-    h = model.model.embed_tokens(ids)
+    h = model.embed(ids)
     blocks = list(model.layers)
     context = model.context(h, [None] * len(blocks))
     mx.eval(h, context)

@@ -80,12 +80,17 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        h = self.model.embed_tokens(inputs) if input_embeddings is None else input_embeddings
+        h = self.embed(inputs) if input_embeddings is None else input_embeddings
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
         for i, (layer, c) in enumerate(zip(self.layers, cache, strict=True)):
             h = self.step(i, layer, h, context, c)
         return self.head(h)
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""
+        h = self.model.embed_tokens(ids)
+        return h.astype(self.args.compute_dtype) if self.args.compute_dtype else h
 
     def context(self, h: mx.array, cache: list) -> Any:
         """What all blocks of one pass share: RoPE's tables at the new positions, and the attention mask."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -105,7 +104,13 @@ def _with_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(raw)
     nested = raw.get("rope_parameters")
     if isinstance(nested, Mapping):
-        out.setdefault("rope_theta", nested.get("rope_theta"))
+        theta = nested.get("rope_theta")
+        if any(isinstance(value, Mapping) for value in nested.values()):
+            fail("rope_parameters of each layer type are not supported")
+        if None not in (raw.get("rope_theta"), theta) and raw["rope_theta"] != theta:
+            fail(f"rope_theta is {raw['rope_theta']!r}, and {theta!r} in rope_parameters; remove one")
+        if raw.get("rope_theta") is None:
+            out["rope_theta"] = theta
         if raw.get("rope_scaling") is None:
             out["rope_scaling"] = dict(nested)
     elif out.get("rope_theta") is None and _before_rope_theta(raw.get("transformers_version")):
@@ -120,6 +125,9 @@ def _before_rope_theta(version: object) -> bool:
 
 
 def _check_rope(scaling: dict | None) -> None:
+    kinds = {str(scaling[key]) for key in ("type", "rope_type") if scaling and scaling.get(key) is not None}
+    if len(kinds) > 1:
+        fail(f"rope_scaling: its type is both {' and '.join(sorted(kinds))}; remove one")
     if rope_type(scaling) in ("linear", "llama3"):
         assert scaling is not None
         keys = [k for k in ("factor", "low_freq_factor", "high_freq_factor") if k in scaling or k == "factor"]
@@ -131,13 +139,14 @@ def _check_rope(scaling: dict | None) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number of ordinary size; JSON admits any, and booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _typed(name: str, annotation: str, value: Any) -> Any:
     """``value`` as the field's type says, or a FlashNormError. All our integers and floats are positive."""
     kind = annotation.split(" | ")[0]
-    if kind == "int" and (not _is_number(value) or value != int(value) or value < 1):
+    if kind == "int" and not (_is_number(value) and value == int(value) and 1 <= value < 2**31):
         fail(f"{name} must be a positive integer, not {value!r}")
     if kind == "float" and not (_is_number(value) and value > 0):
         fail(f"{name} must be a positive number, not {value!r}")

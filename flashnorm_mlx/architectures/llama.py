@@ -59,12 +59,12 @@ class Config(base.Config):
     def check(self) -> None:
         super().check()
         kinds = self.layer_types or []
+        if not all(isinstance(kind, str) for kind in kinds):
+            base.fail("layer_types must be a list of names")
         if self.layer_types is not None and len(kinds) != self.num_hidden_layers:
             base.fail(f"layer_types has {len(kinds)} entries for {self.num_hidden_layers} layers")
         if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
-            base.fail(
-                f"layer_types has {sorted(map(str, unknown))[0]!r}; full_attention and sliding_attention are known"
-            )
+            base.fail(f"layer_types has {sorted(unknown)[0]!r}; full_attention and sliding_attention are known")
         if "sliding_attention" in kinds and self.sliding_window is None:
             base.fail("sliding_window is missing, and layer_types has sliding_attention")
 

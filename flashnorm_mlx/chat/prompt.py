@@ -17,10 +17,10 @@ class Prompter:
     without a template (`templated` is False) gets the plain text to continue.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, raw: bool = False) -> None:
         self._tokenizer = tokenizer
         self._system_role: bool | None = None
-        self.templated = bool(getattr(tokenizer, "has_chat_template", False))
+        self.templated = not raw and bool(getattr(tokenizer, "has_chat_template", False))
 
     def ids(self, system: str | None, messages: list[Message]) -> list[int]:
         """The ids of the whole conversation, ready for the assistant to speak."""
@@ -57,12 +57,13 @@ class Prompter:
 
     def _apply(self, messages: list[Message]) -> list[int]:
         try:
-            return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+            ids = list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
         except Exception as error:  # a template is a program from the checkpoint: it may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FlashNormError(
-                f"The model's chat template refuses this conversation: {reason}. /clear starts a new one."
-            ) from error
+            raise FlashNormError(f"The model's chat template refuses this conversation: {reason}.") from error
+        if not ids:
+            raise FlashNormError("The model's chat template makes nothing of this conversation.")
+        return ids
 
 
 def _whole(text: str) -> str:

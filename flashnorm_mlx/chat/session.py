@@ -32,18 +32,25 @@ class Session:
 
     The messages and the cache change together: an answer that is stopped is kept as far as it came, and one that is
     stopped or fails before its first text leaves the conversation as it was. Messages that no longer fit the context
-    stay in `messages`, but the first `forgotten` of them are not shown to the model.
+    stay in `messages`, but the first `forgotten` of them are not shown to the model. `raw` leaves the chat template
+    aside, and has the model continue plain text.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, settings: Settings, notice: Callable[[str], None] = lambda line: None
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: Settings,
+        notice: Callable[[str], None] = lambda line: None,
+        *,
+        raw: bool = False,
     ) -> None:
         self.settings = settings
         self.messages: list[Message] = []
         self.forgotten = 0
         self.answers: list[Statistics] = []
         self._model, self._tokenizer, self._notice = model, tokenizer, notice
-        self._prompter = Prompter(tokenizer)
+        self._prompter = Prompter(tokenizer, raw=raw)
         self._held = PrefixCache(model)
         self._fitted_to: int | None = None
         self._stop = False

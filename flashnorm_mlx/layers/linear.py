@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -51,16 +52,10 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module | None:
     first = layers[0]
     if any(_format(layer) != _format(first) for layer in layers):
         return None
-    weight = mx.concatenate([layer["weight"] for layer in layers])
-    joint: nn.Module = nn.Linear(1, 1, bias=False)
-    if isinstance(first, nn.QuantizedLinear):
-        joint = nn.QuantizedLinear(
-            first.group_size, 1, bias=False, group_size=first.group_size, bits=first.bits, mode=first.mode
-        )
-        for name in ("scales", "biases"):
-            if name in first:
-                joint[name] = mx.concatenate([layer[name] for layer in layers])
-    joint["weight"] = weight
+    joint = copy.copy(first)
+    for name in first:
+        if name != "bias":
+            joint[name] = mx.concatenate([layer[name] for layer in layers])
     bias = bias_of(layers)
     if bias is not None:
         joint["bias"] = bias.astype(next(layer["bias"].dtype for layer in layers if "bias" in layer))
