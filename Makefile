@@ -46,8 +46,8 @@ fmt: venv-dev ## Format the code, and fix what can be fixed
 	@$(PYTHON) -m ruff format
 	@$(PYTHON) -m ruff check --fix
 
-bench: venv ## Run the benchmarks
-	@if [ -f bench/run.py ]; then exec $(PYTHON) bench/run.py; else echo "flashnorm: there is no benchmark script yet"; fi
+bench: venv ## Run the benchmarks, and put their tables into the README
+	@for script in decode quality tables; do $(PYTHON) bench/$$script.py || exit 1; done
 
 clean: ## Remove .venv, builds and caches
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

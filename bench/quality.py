@@ -2,8 +2,8 @@
 
     python bench/quality.py          writes bench/results/<device>/quality.json
 
-Five forms of one checkpoint, all computed in float32 from the file's values, so that only the weights differ: bf16 as
-shipped and folded (rounded to bf16 again), 4-bit by stock mlx-lm, 4-bit folded-then-quantised, and 8-bit likewise.
+Six forms of one checkpoint, all computed in float32 from the file's values, so that only the weights differ: bf16 as
+shipped and folded (rounded to bf16 again), 8 and 4 bits by stock mlx-lm, and folded-then-quantised.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ def decode_table() -> str:
     for result in _results("decode.json"):
         for row in result["rows"]:
             weights = f"{row['bits']}-bit, {row['dtype']}" if row["bits"] else row["dtype"]
+            if result["device"] == "cpu" and row["dtype"] != "float32":
+                weights += " (ours computes in float32)"
             cells = [
                 f"{row['arms'][a]['tokens_per_second']:.4g} ({row['arms'][a]['over_mlx_lm']:.2f} ×)" for a in _ARMS
             ]

@@ -17,7 +17,7 @@ EXAMPLES = {
     "chat": """examples:
   flashnorm chat                                        talk to the demo model
   flashnorm chat models/demo --system "Answer briefly." --stats
-  echo "What is FlashNorm?" | flashnorm chat            answer and exit""",
+  echo "What is FlashNorm?" | flashnorm chat            all of the input is one message""",
     "generate": """examples:
   flashnorm generate models/demo -p "Tell me a story about a fox."
   flashnorm generate mlx-community/SmolLM2-135M-Instruct -p - < question.txt""",
@@ -29,7 +29,7 @@ EXAMPLES = {
   flashnorm info models/demo""",
     "verify": """examples:
   flashnorm verify models/demo
-  flashnorm verify demo-4bit --text README.md""",
+  flashnorm verify demo-4bit --text models/demo/heldout.jsonl""",
     "serve": """examples:
   flashnorm serve models/demo --port 8080
   curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -40,6 +40,8 @@ EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 1 an error that was said, 2 wrong usage, 130 interrupted."""
     args = _parser().parse_args(argv)
+    if getattr(args, "model_option", None):
+        args.model = args.model_option
     if args.command == "verify":  # exact float32 products, also on GPUs that would round them to TF32
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
     for number in (signal.SIGTERM, signal.SIGHUP):  # so that half-made files are removed then, too
@@ -75,12 +77,15 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = _command(commands, "chat", "talk to a model in the terminal")
     chat.add_argument("model", nargs="?", metavar="MODEL", help=f"{_MODEL} (default: the demo that ships)")
+    chat.add_argument("--model", dest="model_option", metavar="MODEL", help=argparse.SUPPRESS)  # as mlx-lm has it
     _add_loading(chat)
     _add_sampling(chat, max_tokens=1024, temp=0.7, top_p=0.95)
     chat.add_argument("--system", metavar="TEXT", help="system prompt")
     chat.add_argument("--markdown", action="store_true", help="render answers as markdown")
     chat.add_argument("--stats", action="store_true", help="show speed and memory after each answer")
-    chat.add_argument("--max-context", type=_positive, metavar="N", help="tokens of context (default: the model's)")
+    chat.add_argument(
+        "--max-context", type=_number(16, 10**8, int), metavar="N", help="tokens of context (default: the model's)"
+    )
 
     generate = _command(commands, "generate", "answer one prompt")
     generate.add_argument("model", metavar="MODEL", help=_MODEL)
@@ -105,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--revision", help="branch, tag or commit of a hub repository")
     info.add_argument("--dtype", choices=_DTYPES, help="to compute in (default: the file's; float32 on the CPU)")
 
-    verify = _command(commands, "verify", "compare the three arms with stock mlx-lm; exit code 1 if they differ")
+    verify = _command(
+        commands, "verify", "compare our forms of a model (flashnorm, explicit norms, no norms) with stock mlx-lm"
+    )
     verify.add_argument("model", metavar="MODEL", help=_MODEL)
     verify.add_argument(
         "--text",
@@ -135,7 +142,7 @@ def _command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
         help=what,
-        description=what[0].upper() + what[1:] + ".",
+        description=(what if what.startswith("mlx-lm") else what[0].upper() + what[1:]) + ".",
         epilog=EXAMPLES[name],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -150,19 +157,28 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         help="explicit norms, FlashNorm (default), or no norms (wrong output, the upper bound on speed)",
     )
     group.add_argument("--dtype", choices=_DTYPES, help="to compute in (default: the file's; float32 on the CPU)")
-    group.add_argument("--kernels", choices=("auto", "reference", "fused"), default="auto", help="default: auto")
+    group.add_argument(
+        "--kernels",
+        choices=("auto", "reference", "fused"),
+        default="auto",
+        help="plain MLX operations, or fused kernels where there are any (default: auto)",
+    )
     group.add_argument("--revision", help="branch, tag or commit of a hub repository")
 
 
 def _add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int, temp: float, top_p: float) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=_positive, default=max_tokens, metavar="N", help=f"default: {max_tokens}")
-    group.add_argument("--temp", type=_number(0, 5), default=temp, metavar="T", help=f"default: {temp:g}; 0 is greedy")
-    group.add_argument("--top-p", type=_number(0, 1), default=top_p, metavar="P", help=f"default: {top_p:g}; 1 is off")
+    group.add_argument(
+        "--temp", type=_number(0, 5), default=temp, metavar="T", help=f"temperature, 0 is greedy (default: {temp:g})"
+    )
+    group.add_argument(
+        "--top-p", type=_number(0, 1), default=top_p, metavar="P", help=f"nucleus, 1 is off (default: {top_p:g})"
+    )
     group.add_argument("--top-k", type=_number(0, 10**6, int), default=0, metavar="K", help="default: 0, off")
     group.add_argument("--min-p", type=_number(0, 1), default=0.0, metavar="P", help="default: 0, off")
     group.add_argument("--repetition-penalty", type=_number(0.1, 10), default=1.0, metavar="R", help="default: 1, off")
-    group.add_argument("--seed", type=_number(0, 2**32 - 1, int), metavar="N", help="of the random numbers")
+    group.add_argument("--seed", type=_number(0, 2**32 - 1, int), metavar="N", help="makes sampled answers repeatable")
 
 
 def _number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from .errors import FlashNormError
 from .info import Info, describe_weights, device_name, dtype_name
 from .loader import Progress as ProgressCallback
 from .loader import load, resolve
+
+logging.getLogger("transformers").setLevel(logging.ERROR)  # a prompt's length is our care
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -48,10 +51,10 @@ def generate(args: Namespace) -> int:
     if not prompt.strip():
         raise FlashNormError("the prompt is empty; give one with -p")
     settings = _settings(args)
-    session = Session(*_load(args), settings, lambda line: _err.print(line, markup=False), raw=args.raw)
+    session = Session(*_load(args), settings, lambda line: _err.print(line, markup=False, soft_wrap=True), raw=args.raw)
     write(session.send(prompt))
     if args.stats:
-        _err.print(session.answers[-1].line(), style="dim")
+        _err.print(session.answers[-1].line(), style="dim", soft_wrap=True)
     return 0
 
 
@@ -73,8 +76,14 @@ def convert(args: Namespace) -> int:
     )
     check = report.check
     _out.print(
-        f"self-check, largest logit error: folded {check.fold_error:.1e}, as written {check.target_error:.1e}; "
-        f"likeliest token kept at {check.same_top} of {check.positions} positions"
+        f"folding is exact: logits agree to {check.fold_error:.0e} in float32 (largest error, relative)",
+        soft_wrap=True,
+    )
+    rounded = f"{args.bits}-bit weights" if not args.no_quantize else "rounding to the file's dtype"
+    _out.print(
+        f"with {rounded}: to {check.target_error:.0e}, on {check.positions} arbitrary tokens; "
+        f"`flashnorm verify --text FILE` measures text",
+        soft_wrap=True,
     )
     _out.print(f"{report.target}", markup=False, soft_wrap=True)
     return 0
@@ -100,14 +109,15 @@ def verify(args: Namespace) -> int:
             tolerance=args.tolerance,
             progress=progress,
         )
-    table = Table("arm", "largest logit error", "first token that differs", "perplexity", "")
-    table.add_row("mlx-lm", "", "", f"{found.reference_perplexity:.4f}", "the reference")
+    table = Table("arm", "logit error", "greedy tokens differ", "perplexity", "")
+    table.add_row("mlx-lm", "", "", f"{found.reference_perplexity:.6g}", "the reference")
     for r in found.results:
-        first = "none" if r.first_difference is None else f"{r.first_difference + 1} of {found.greedy_tokens}"
+        first = "no" if r.first_difference is None else f"from {r.first_difference + 1} of {found.greedy_tokens}"
         verdict = "not judged" if r.arm == "none" else "ok" if r.ok else "DIFFERS"
-        table.add_row(r.arm, f"{r.logit_error:.1e}", first, f"{r.perplexity:.4f}", verdict)
+        table.add_row(r.arm, f"{r.logit_error:.1e}", first, f"{r.perplexity:.6g}", verdict)
     _out.print(table)
-    _out.print(f"float32, {found.tokens} tokens of text; errors relative to the largest logit", style="dim")
+    _out.print("float32; the largest logit error is relative to the largest logit", style="dim")
+    _out.print(f"perplexity of {found.tokens} tokens of {found.text}", style="dim", markup=False, soft_wrap=True)
     return 0 if found.ok else 1
 
 
@@ -115,6 +125,7 @@ def serve(args: Namespace) -> int:
     from .serve import serve as run
 
     model, tokenizer = _load(args)
+    _err.print(f"http://{args.host}:{args.port}/v1/chat/completions (Ctrl-C ends)", style="dim", soft_wrap=True)
     return run(model, tokenizer, host=args.host, port=args.port)
 
 
@@ -130,7 +141,7 @@ def _load(args: Namespace) -> tuple[Any, Any]:
     path = resolve(args.model, args.revision)
     with _progress() as progress:
         model, tokenizer = load(path, arm=args.arm, dtype=args.dtype, kernels=args.kernels, progress=progress)
-    _err.print(f"{describe(path, model)}", style="dim", markup=False, soft_wrap=True)
+    _err.print(describe(path, model), style="dim", markup=False, soft_wrap=True)
     return model, tokenizer
 
 
@@ -151,7 +162,7 @@ def _show_info(info: Info) -> None:
         ("architecture", f"{info.model_type}, {info.layers} layers, {info.parameters / 1e6:.1f} M parameters"),
         ("weights", f"{info.weights}, {info.file_bytes / 1e6:.1f} MB"),
         (
-            "read a token",
+            "each token reads",
             f"{info.bytes_per_token / 1e6:.1f} MB, and {info.cache_bytes_per_position} bytes for each token of context",
         ),
         ("computes in", f"{info.compute_dtype} on {info.device}"),

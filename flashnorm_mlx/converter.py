@@ -23,7 +23,7 @@ from .selfcheck import SelfCheck, self_check
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 
-#: What is carried over beside the weights: tokenizer, templates, generation defaults, licences.
+#: What is carried over beside the weights: tokenizer, templates, generation defaults, held-out text, licences.
 CARRIED = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -33,6 +33,7 @@ CARRIED = (
     "*.tiktoken",
     "*.jinja",
     "generation_config.json",
+    "heldout.jsonl",
     "LICENSE*",
     "NOTICE*",
 )

@@ -4,6 +4,8 @@ Conventions: a linear layer is ``y = x Wᵀ + c`` with ``W`` of shape ``[out, in
 ``x W`` with ``W`` of shape ``[in, out]``; its ``diag(g) W`` is therefore ``W · g`` along the last axis here).
 ``g``, ``β`` and ``x`` have ``in`` entries, ``c`` has ``out``. Everything is computed in float32 and returned in the
 dtype that is asked for, by default that of the array that is rewritten.
+
+The architectures at hand are RMSNorm's, without biases: norm bias and mean-centring are there for LayerNorm's.
 """
 
 from __future__ import annotations

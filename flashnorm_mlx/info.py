@@ -112,6 +112,6 @@ def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:
             gain = step.kept
         short = tuple(c.rpartition(".")[2] for c in step.fold.into)
         if step.kept == TIED:
-            short = ("embed_tokens",)
+            short = ("lm_head, tied to embed_tokens",)
         groups[step.fold.norm, short, gain, step.fold.scale or "computed with the norm"] += 1
     return tuple(NormFate(norm, n, into, gain, scale) for (norm, into, gain, scale), n in groups.items())

@@ -43,7 +43,7 @@ def load(
         arm: ``flashnorm``; ``baseline``, with explicit norms; or ``none``, without the foldable norms (wrong output,
             the upper bound on speed).
         dtype: ``float32``, ``float16`` or ``bfloat16`` for activations and unquantised weights. None: the file's,
-            except on the CPU, where it is float32 (MLX's float16 is some 40 times slower there).
+            except on the CPU, where it is float32 (MLX's float16 is slower there, quantised tens of times).
         kernels: ``auto`` or ``reference``, plain MLX operations; ``fused`` raises where fused kernels are not to be
             had.
         revision: a branch, tag or commit of the repository.

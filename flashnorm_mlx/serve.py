@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from .errors import FlashNormError
@@ -11,8 +13,11 @@ from .errors import FlashNormError
 
 def serve(model: Any, tokenizer: Any, *, host: str, port: int) -> int:
     """Serve one loaded model until interrupted (OpenAI's chat completions, batching and prompt caches by mlx-lm)."""
+    from huggingface_hub.constants import HF_HUB_CACHE
     from mlx_lm import server
 
+    with contextlib.suppress(OSError):  # the server lists this folder for /v1/models, and fails where there is none
+        Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

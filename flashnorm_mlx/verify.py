@@ -45,6 +45,8 @@ class Verification:
 
     reference_perplexity: float
     tokens: int
+    #: Where the text is from.
+    text: str
     greedy_tokens: int
     results: tuple[Result, ...]
 
@@ -91,7 +93,8 @@ def verify(
         first = next((n for n, (a, b) in enumerate(zip(got.greedy, want.greedy, strict=True)) if a != b), None)
         results.append(Result(arm, error, first, got.perplexity, arm == "none" or error <= tolerance))
     progress("verifying", 1 + len(ARMS), 1 + len(ARMS))
-    return Verification(want.perplexity, len(ids), greedy_tokens, tuple(results))
+    source = "a paragraph of ours, as the model has no heldout.jsonl" if text is None else str(text)
+    return Verification(want.perplexity, len(ids), source, greedy_tokens, tuple(results))
 
 
 def read_ids(file: Path, tokenizer: Any) -> list[int]:

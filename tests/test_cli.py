@@ -62,7 +62,7 @@ def test_info_says_what_becomes_of_each_norm(capsys: pytest.CaptureFixture[str],
     assert "folded into" in out
     assert "kept: the head is tied to the embeddings" in out
     weights = sum(f.stat().st_size for f in path.glob("*.safetensors"))
-    read = float(out.split("read a token")[1].split()[0])
+    read = float(out.split("each token reads")[1].split()[0])
     assert abs(read - weights / 1e6) < 0.1
 
 

@@ -15,8 +15,8 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.shortcuts import CompleteStyle
 from prompt_toolkit.styles import Style
 
-from .commands import COMMANDS, SETTABLE
 from .history import open_history
+from .slash import COMMANDS, SETTABLE
 
 QUOTES = '"""'
 

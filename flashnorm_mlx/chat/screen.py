@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .markdown import MarkdownStream
 from .session import Progress
+from .wrap import WordWrap
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -65,8 +66,18 @@ class Screen:
             with MarkdownStream(self._console) as stream:
                 for piece in pieces:
                     stream.write(clean(piece))
-        else:
+        elif self._redirected:
             write(pieces)
+        else:
+            write(self._wrapped(pieces))
+
+    def _wrapped(self, pieces: Iterable[str]) -> Iterator[str]:
+        wrap = WordWrap(self._console.width)
+        try:
+            for piece in pieces:
+                yield wrap.feed(clean(piece))
+        finally:
+            yield wrap.flush()
 
     @contextmanager
     def typing_hidden(self) -> Iterator[None]:

@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Any
 
 from ..errors import FlashNormError
-from .commands import Action, Desk, execute
 from .editor import Editor, is_open, unquote
 from .screen import Screen, clean, write
 from .session import Progress, Session
 from .settings import Settings
+from .slash import Action, Desk, execute
 
 NO_TEMPLATE = "This model has no chat template: it continues your text instead of answering it."
 INTERRUPTED = 130

@@ -7,8 +7,8 @@ import pytest
 from chat_fakes import FakeModel, fake_tokenizer
 
 from flashnorm_mlx.chat import Settings
-from flashnorm_mlx.chat.commands import COMMANDS, SETTABLE, Action, Desk, execute
 from flashnorm_mlx.chat.session import Session
+from flashnorm_mlx.chat.slash import COMMANDS, SETTABLE, Action, Desk, execute
 from flashnorm_mlx.errors import FlashNormError
 
 
