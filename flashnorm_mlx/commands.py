@@ -76,7 +76,7 @@ def convert(args: Namespace) -> int:
     )
     check = report.check
     _out.print(
-        f"folding is exact: logits agree to {check.fold_error:.0e} in float32 (largest error, relative)",
+        f"folding alone: logits agree to {check.fold_error:.0e} in float32 (largest error, relative)",
         soft_wrap=True,
     )
     rounded = f"{args.bits}-bit weights" if not args.no_quantize else "rounding to the file's dtype"

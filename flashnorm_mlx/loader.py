@@ -178,8 +178,6 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
             model_config={**options, "tie_word_embeddings": blank.args.tie_word_embeddings},
             get_model_classes=lambda config: (type(blank), type(blank.args)),
         )
-    except FlashNormError:
-        raise
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise FlashNormError(f"{checkpoint.path}: {' '.join(lines[:2])}") from None

@@ -14,9 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generate_step
 
+from .checkpoint import open_checkpoint
 from .errors import FlashNormError
 from .layers.norm import ARMS
-from .loader import Progress, load_model, load_tokenizer
+from .loader import Progress, configured, load_model, load_tokenizer
 from .selfcheck import relative_error
 
 #: Read when no text is given and the folder has no heldout.jsonl.
@@ -77,6 +78,7 @@ def verify(
         FlashNormError: if either can't load it, or the text is too short.
     """
     progress = progress or (lambda word, done, total: None)
+    configured(open_checkpoint(path), {})  # say what is wrong with it before anything else is loaded
     held_out = path / "heldout.jsonl"
     text = held_out if text is None and held_out.is_file() else text
     tokenizer = load_tokenizer(path)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from checkpoints import edit_config, write_checkpoint
 
@@ -159,4 +158,3 @@ def test_server_answers_with_our_model(model: Path, tmp_path: Path) -> None:
     model_, tokenizer = load(model)
     prompt = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True)
     assert text == generate(model_, tokenizer, prompt, max_tokens=5)
-    assert mx.default_device() is not None

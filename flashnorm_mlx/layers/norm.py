@@ -56,7 +56,7 @@ class FlashNorm(nn.Module):
     the scale is deferred all the same. A layer with a bias is settled at once, for the scale goes in front of it.
 
     Where deferring does not pay (:func:`deferring_pays`), the weightless norm comes first, ``(a·s) W*ᵀ``: the same
-    value, and neither a gain nor, with the gain folded, its memory traffic.
+    value, the gain folded as before.
     """
 
     def __init__(self, dims: int, eps: float) -> None:
