@@ -17,7 +17,7 @@ bootstrap = \
 	echo "flashnorm: python3 was not found: install Python 3.12 (macOS: brew install python@3.12;" \
 		"Debian, Ubuntu: sudo apt install python3 python3-venv) or uv (docs.astral.sh/uv)" >&2; exit 1
 
-.PHONY: help venv venv-dev demo test lint check fmt bench clean
+.PHONY: help venv venv-dev demo test lint check fmt bench mutants clean
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ fmt: venv-dev ## Format the code, and fix what can be fixed
 
 bench: venv ## Run the benchmarks, and put their tables into the README
 	@for script in decode quality tables; do $(PYTHON) bench/$$script.py || exit 1; done
+
+mutants: venv-dev ## See whether the tests notice changed kernels (ARGS="--file rows.msl --limit 20")
+	@$(PYTHON) tests/msl/mutate.py $(ARGS)
 
 clean: ## Remove .venv, builds and caches
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -25,12 +25,11 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from random_model import write_random
+from record import ROOT, results_folder
 
 from flashnorm_mlx.info import device_name
 from flashnorm_mlx.loader import load_model
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
 ARMS = ("baseline", "flashnorm", "none")
 PROMPT = mx.arange(1, 17)[None]
 
@@ -92,7 +91,7 @@ def main() -> None:
                 print(json.dumps({k: v for k, v in rows[-1].items() if k != "arms"}), end=" ")
                 print({k: (v["tokens_per_second"], v["over_mlx_lm"]) for k, v in rows[-1]["arms"].items()}, flush=True)
     result = {"device": device_name(), "machine": platform.platform(), "mlx": mx.__version__, "rows": rows}
-    target = RESULTS / device_name().split(" ")[0] / "decode.json"
+    target = results_folder() / "decode.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from decode import RESULTS, ROOT, rewrite
+from decode import rewrite
 from mlx_lm.generate import generate_step
+from record import ROOT, results_folder
 
 from flashnorm_mlx import convert, load
 from flashnorm_mlx.info import device_name
@@ -105,7 +106,7 @@ def main() -> None:
         "window": WINDOW,
         "rows": rows,
     }
-    target = RESULTS / device_name().split(" ")[0] / "quality.json"
+    target = results_folder() / "quality.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from . import architectures
 from .architectures.base import Decoder, named_arrays
 from .checkpoint import Checkpoint, local, open_checkpoint, read_json
 from .errors import FlashNormError
+from .kernels.dialect import backend
+from .kernels.packed import Uncovered
 from .layers.norm import ARMS
 from .plan import MARKED
 
@@ -44,8 +47,9 @@ def load(
             the upper bound on speed).
         dtype: ``float32``, ``float16`` or ``bfloat16`` for activations and unquantised weights. None: the file's,
             except on the CPU, where it is float32 (MLX's float16 is slower there, quantised tens of times).
-        kernels: ``auto`` or ``reference``, plain MLX operations; ``fused`` raises where fused kernels are not to be
-            had.
+        kernels: ``auto``, for each operation the faster of fused kernel and plain MLX operations, measured once and
+            remembered; ``fused``, kernels only, which raises where they are not to be had; ``reference``, plain
+            operations only. ``FLASHNORM_KERNELS`` in the environment replaces ``auto``.
         revision: a branch, tag or commit of the repository.
         progress: called with a word, the steps done and the steps in all.
 
@@ -87,6 +91,7 @@ def load_model(
     progress: Progress | None = None,
 ) -> Decoder:
     """The model of a local folder, see :func:`load`. ``lazy``: weights are read when they are first used."""
+    kernels = os.environ.get("FLASHNORM_KERNELS") or kernels if kernels == "auto" else kernels
     check_options(arm, kernels)
     checkpoint = open_checkpoint(path)
     model = _with_weights(checkpoint, {"arm": arm, "compute_dtype": compute_dtype(dtype)})
@@ -94,7 +99,17 @@ def load_model(
         model.pack()
     else:
         _materialise(model, path, progress or (lambda word, done, total: None))
+        if kernels == "fused" or (kernels == "auto" and backend() is not None):
+            _fuse(model, kernels)
     return model
+
+
+def _fuse(model: Decoder, kernels: str) -> None:
+    try:
+        model.fuse(measure=kernels == "auto")
+    except Uncovered as reason:
+        if kernels == "fused":
+            raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None
 
 
 def check_options(arm: str, kernels: str) -> None:
@@ -103,8 +118,8 @@ def check_options(arm: str, kernels: str) -> None:
         raise FlashNormError(f"arm {arm!r} is not known; choose one of {', '.join(ARMS)}")
     if kernels not in ("auto", "reference", "fused"):
         raise FlashNormError(f"kernels {kernels!r} is not known; choose auto, reference or fused")
-    if kernels == "fused":
-        raise FlashNormError("kernels='fused': there are no fused kernels for this device; use kernels='auto'")
+    if kernels == "fused" and backend() is None:
+        raise FlashNormError("kernels='fused': fused kernels need a GPU, Metal or CUDA; use kernels='auto'")
 
 
 def compute_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

@@ -8,16 +8,19 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models import cache as stock
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import KVCache
 
 from .. import fold
+from ..cache import KVCache
 from ..layers import rope
 from ..layers.attention import Attention
+from ..layers.fused import FusedBlock
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS, settled
 from ..plan import MARKED, Fold, Plan, make_plan
 from .config import Config
+from .decode import DecodeStep
 
 Norm = Callable[[], nn.Module]
 
@@ -32,12 +35,16 @@ class Block(nn.Module):
         self.input_layernorm = norm()
         self.post_attention_layernorm = norm()
 
-    def __call__(self, h: mx.array, tables: rope.Tables, mask: Any = None, cache: Any = None) -> mx.array:
-        qkv = self.self_attn.qkv(self.input_layernorm, h, tables)
+    def __call__(self, h: mx.array, positions: rope.Positions, mask: Any = None, cache: Any = None) -> mx.array:
+        qkv = self.self_attn.qkv(self.input_layernorm, h, positions)
         a = self.self_attn.attend(qkv, mask, cache)
         h = self.self_attn.project_add(a, h)
         f = self.mlp.gate_up(self.post_attention_layernorm, h)
         return self.mlp.project_add(f, h)
+
+    def fused(self, dtype: mx.Dtype) -> FusedBlock:
+        """The same block by kernels, for activations of ``dtype``; shares the weights."""
+        return FusedBlock(self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm, dtype)
 
 
 class Stack(nn.Module):
@@ -66,6 +73,7 @@ class Decoder(nn.Module):
         self.model = Stack(args.vocab_size, args.hidden_size, blocks, self.norm)
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+        self._step: DecodeStep | None = None
         self._inv_freq = mx.array(
             rope.inverse_frequencies(args.head_size, args.rope_theta, args.rope_scaling), mx.float32
         )
@@ -80,6 +88,8 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
+        if self._step is not None and input_embeddings is None and cache and self._step.takes(inputs, cache):
+            return self._step(inputs, cache)
         h = self.embed(inputs) if input_embeddings is None else input_embeddings
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
@@ -93,14 +103,14 @@ class Decoder(nn.Module):
         return h.astype(self.args.compute_dtype) if self.args.compute_dtype else h
 
     def context(self, h: mx.array, cache: list) -> Any:
-        """What all blocks of one pass share: RoPE's tables at the new positions, and the attention mask."""
+        """What all blocks of one pass share: the new positions, and the attention mask."""
         offset = 0 if cache[0] is None else cache[0].offset
-        return rope.tables(self._inv_freq, offset, h.shape[1]), create_attention_mask(h, cache[0])
+        return rope.Positions(self._inv_freq, offset, h.shape[1]), create_attention_mask(h, cache[0])
 
     def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
         """One block of a pass."""
-        tables, mask = context
-        return layer(h, tables, mask, cache)
+        positions, mask = context
+        return layer(h, positions, mask, cache)
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
@@ -112,7 +122,19 @@ class Decoder(nn.Module):
         return self.model.layers
 
     def make_cache(self) -> list:
-        return [KVCache() for _ in self.layers]
+        kind = stock.KVCache if self._step is None else KVCache
+        return [kind() for _ in self.layers]
+
+    def fuse(self, *, measure: bool = False) -> None:
+        """From now on decode by fused kernels. Weights move into the buffers that they read.
+
+        Args:
+            measure: use plain operations where they prove faster than a kernel.
+
+        Raises:
+            Uncovered: if there is no kernel for one of the layers.
+        """
+        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure)
 
     def plan(self, names: Any) -> Plan:
         """What becomes of each norm of a checkpoint that holds the tensors ``names``."""

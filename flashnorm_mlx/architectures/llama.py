@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import RotatingKVCache
 
+from ..kernels.packed import Uncovered
 from ..plan import Fold
 from . import config as base
 from .base import Block, Decoder, attention_and_mlp
@@ -82,18 +83,24 @@ class Model(Decoder):
         return Block(*parts, self.norm)
 
     def context(self, h: mx.array, cache: list) -> Any:
-        tables, _ = super().context(h, cache)
+        positions, _ = super().context(h, cache)
         masks = {}
         for i, c in enumerate(cache):
             sliding = self.args.is_sliding(i)
             if sliding not in masks:
                 masks[sliding] = create_attention_mask(h, c, window_size=self.args.sliding_window if sliding else None)
-        return tables, masks
+        return positions, masks
 
     def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
-        tables, masks = context
-        return layer(h, tables, masks[self.args.is_sliding(index)], cache)
+        positions, masks = context
+        return layer(h, positions, masks[self.args.is_sliding(index)], cache)
 
     def make_cache(self) -> list:
         window = self.args.sliding_window
-        return [RotatingKVCache(window) if self.args.is_sliding(i) else KVCache() for i in range(len(self.layers))]
+        caches = super().make_cache()
+        return [RotatingKVCache(window) if self.args.is_sliding(i) else c for i, c in enumerate(caches)]
+
+    def fuse(self, *, measure: bool = False) -> None:
+        if any(self.args.is_sliding(i) for i in range(len(self.layers))):
+            raise Uncovered("layers with a sliding window")
+        super().fuse(measure=measure)

@@ -45,18 +45,21 @@ class Attention(nn.Module):
             self.q_norm = Gain(head_dim)
             self.k_norm = Gain(head_dim)
 
-    def qkv(self, norm: nn.Module, h: mx.array, tables: rope.Tables) -> QKV:
+    def qkv(self, norm: nn.Module, h: mx.array, positions: rope.Positions) -> QKV:
         """Norm → project → QK-norm → RoPE: ``[batch, heads, length, head_dim]`` each.
 
         The scale that the norm owes goes into RoPE's tables for q and k, onto v plainly; a QK-norm cancels it for q
-        and k (§3, §4.1).
+        and k (§3, §4.1). Where nothing is owed, on a GPU, MLX's kernels for norm and RoPE are fewer launches.
         """
         y, s = self._heads(norm(h, *self._qkv_layers()))
         rotated = self.num_heads + self.num_kv_heads
         qk, v = y[:, :rotated], settled(y[:, rotated:], s)
-        if self.qk_norm_eps is not None:
-            qk, s, tables = *self._qk_norm(qk, s), rope.with_gain(tables, self._qk_gain())
-        qk = rope.rotate(qk, tables, s)
+        if s is None and mx.default_device() == mx.gpu:
+            qk = positions.launch(qk if self.qk_norm_eps is None else self._launched_qk_norm(qk))
+        elif self.qk_norm_eps is None:
+            qk = rope.rotate(qk, positions.tables, s)
+        else:
+            qk = rope.rotate(self._qk_norm(qk, s), rope.with_gain(positions.tables, self._qk_gain()))
         return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def attend(self, qkv: QKV, mask: Any, cache: Any) -> mx.array:
@@ -84,11 +87,18 @@ class Attention(nn.Module):
         y = y.reshape(*y.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
         return y, None if s is None else s[:, None]
 
-    def _qk_norm(self, qk: mx.array, s: mx.array | None) -> Owed:
+    def _qk_norm(self, qk: mx.array, s: mx.array | None) -> mx.array:
         """QK-norm without its gain, of products that are still owed ``s``: it cancels, ε becomes ε/s² (§4.1)."""
         assert self.qk_norm_eps is not None
-        inverse = fold.inverse_rms(qk, fold.cancelled_eps(self.qk_norm_eps, s))
-        return settled(qk, inverse), None
+        return settled(qk, fold.inverse_rms(qk, fold.cancelled_eps(self.qk_norm_eps, s)))
+
+    def _launched_qk_norm(self, qk: mx.array) -> mx.array:
+        assert self.qk_norm_eps is not None
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        normed = [
+            mx.fast.rms_norm(x, gain["weight"], self.qk_norm_eps) for x, gain in ((q, self.q_norm), (k, self.k_norm))
+        ]
+        return mx.concatenate(normed, axis=1)
 
     def _qk_gain(self) -> mx.array:
         """The gains of q_norm and k_norm, a head each: ``[heads, 1, head_dim]``."""

@@ -21,6 +21,11 @@ def _gated_scaled(gate: mx.array, up: mx.array, scale: mx.array) -> mx.array:
     return (nn.silu(gate * scale) * (up * scale)).astype(up.dtype)
 
 
+def gated(gate: mx.array, up: mx.array, scale: mx.array | None) -> mx.array:
+    """``silu(gate·s) ⊙ (up·s)``; ``scale`` is what a norm still owes to both, ``[..., 1]``, or None."""
+    return _gated(gate, up) if scale is None else _gated_scaled(gate, up, scale)
+
+
 class GatedMLP(nn.Module):
     """``h + (silu(g) ⊙ u) Wdᵀ`` with ``g, u`` the gate and up projections of the normed ``h``."""
 
@@ -38,7 +43,7 @@ class GatedMLP(nn.Module):
         """
         y, s = norm(h, *self._gate_up_layers())
         gate, up = mx.split(y, 2, axis=-1)
-        return _gated(gate, up) if s is None else _gated_scaled(gate, up, s)
+        return gated(gate, up, s)
 
     def project_add(self, f: mx.array, h: mx.array) -> mx.array:
         """``h + f Wdᵀ``: the down projection, plus the residual."""

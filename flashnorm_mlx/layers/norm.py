@@ -8,6 +8,8 @@ or plainly onto ``y`` (:func:`settled`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -15,6 +17,10 @@ from .. import fold
 from .linear import bias_of, products
 
 Owed = tuple[mx.array, mx.array | None]
+
+#: What of a norm remains where a kernel does the projection behind it: an operation before, and the gain that the
+#: kernel multiplies its input with and the ε of the scale that it applies, where it does so.
+Fusion = tuple[Callable[[mx.array], mx.array] | None, mx.array | None, float | None]
 
 
 def settled(y: mx.array, scale: mx.array | None) -> mx.array:
@@ -48,6 +54,9 @@ class BaselineNorm(nn.Module):
     def pack(self) -> None:
         """Nothing to lay out anew."""
 
+    def fused(self) -> Fusion:
+        return lambda a: mx.fast.rms_norm(a, self["weight"], self.eps), None, None
+
 
 class FlashNorm(nn.Module):
     """``(a W*ᵀ)·s + c`` with ``W* = W diag(g)`` and ``s = 1/RMS(a)``: gain folded, scale deferred (§1).
@@ -78,6 +87,9 @@ class FlashNorm(nn.Module):
         if mx.all(self["weight"] == 1).item():
             self.pop("weight")
 
+    def fused(self) -> Fusion:
+        return None, self.get("weight"), self.eps
+
 
 class NoNorm(nn.Module):
     """``a Wᵀ + c``: the norm is left out. Wrong output; the upper bound on the speed of the other two."""
@@ -93,6 +105,9 @@ class NoNorm(nn.Module):
     def pack(self) -> None:
         """Drop the gain: nothing reads it."""
         self.pop("weight")
+
+    def fused(self) -> Fusion:
+        return None, None, None
 
 
 ARMS = {"baseline": BaselineNorm, "flashnorm": FlashNorm, "none": NoNorm}

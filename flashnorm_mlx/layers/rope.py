@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import mlx.core as mx
@@ -77,6 +78,24 @@ def with_gain(base: Tables, gain: mx.array) -> Tables:
     """``C ⊙ g`` and ``S ⊙ swap(g)``: RoPE of ``g ⊙ x`` read off x (§4.2). ``gain [..., dims]``, broadcast."""
     c, s = base
     return c * gain, s * swap(gain)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the new tokens of one pass stand; their tables are made when first asked for."""
+
+    inv_freq: mx.array
+    offset: int | mx.array
+    length: int
+
+    @cached_property
+    def tables(self) -> Tables:
+        return tables(self.inv_freq, self.offset, self.length)
+
+    def launch(self, x: mx.array) -> mx.array:
+        """RoPE by MLX's own kernel, for where nothing is folded into it; ``x [batch, heads, length, dims]``."""
+        periods = 1 / self.inv_freq
+        return mx.fast.rope(x, x.shape[-1], traditional=False, base=None, scale=1.0, offset=self.offset, freqs=periods)
 
 
 def rotate(x: mx.array, base: Tables, scale: mx.array | None = None) -> mx.array:

@@ -1,0 +1,100 @@
+"""What one launch costs a device, and how fast its memory is.
+
+A decode kernel runs for microseconds: less than it takes the CPU to hand it over. So the device is given something long
+to do first; behind that, many launches are handed over, each waiting for the one before, and run without a gap. The
+same with nothing between the links of the chain is subtracted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Microseconds of one launch on the device, and of the CPU's to hand it over.
+
+    ``hidden``: all were handed over while the device was busy with something else. Otherwise ``device_us`` is an upper
+    bound, for the device has waited for the CPU.
+    """
+
+    device_us: float
+    host_us: float
+    hidden: bool
+
+
+class Stopwatch:
+    """Times launches on the default device, with ``gigabytes`` of memory to read."""
+
+    def __init__(self, gigabytes: float, repeat: int = 7) -> None:
+        self.repeat = repeat
+        self.big = mx.random.uniform(shape=(int(gigabytes * 2**30) // 4,))
+        mx.eval(self.big)
+        self.rounds = 1
+        self.busy = self._best(lambda: (self._occupy(),))
+
+    def bandwidth(self) -> dict[str, float]:
+        """Bytes a second of a sum (read) and of a sum with a number (read and written), the fixed costs left out."""
+        small = self.big[: self.big.size // 2]
+        more = self.big.nbytes - small.nbytes
+        read = self._best(lambda: (mx.sum(self.big),)) - self._best(lambda: (mx.sum(small),))
+        copy = self._best(lambda: (self.big + 1,)) - self._best(lambda: (small + 1,))
+        return {"read": more / max(read, 1e-9), "copy": 2 * more / max(copy, 1e-9)}
+
+    def launch(self, step: Callable[[mx.array, int], mx.array], x: mx.array, count: int) -> Launch:
+        """The cost of ``step(x, i)``, from ``count`` of them in a chain; each gets an x that is the last one's work."""
+
+        def chain(step: Callable[[mx.array, int], mx.array]) -> tuple[mx.array, mx.array]:
+            occupied = self._occupy()
+            y = _link(x, occupied[:1])
+            for i in range(count):
+                y = _link(x, step(y, i).reshape(-1)[:1])
+            return occupied, y
+
+        while True:
+            self._run(chain(step))  # what has to be compiled is compiled now
+            _, handing_over = self._run(chain(step))
+            if handing_over < 0.7 * self.busy or self.rounds >= 64:
+                break
+            self.rounds = min(64, math.ceil(2 * self.rounds * handing_over / self.busy))
+            self.busy = self._best(lambda: (self._occupy(),))
+        found = [self._run(chain(step)) for _ in range(self.repeat)]
+        empty = self._best(lambda: chain(lambda y, i: y))
+        return Launch(
+            device_us=1e6 * max(0.0, min(total for total, _ in found) - empty) / count,
+            host_us=1e6 * min(host for _, host in found) / count,
+            hidden=min(host for _, host in found) < self.busy,
+        )
+
+    def _occupy(self) -> mx.array:
+        """Something long for the device to do, lazily."""
+        y = self.big
+        for _ in range(self.rounds):
+            y = y + 1
+        return y
+
+    def _best(self, build: Callable[[], tuple[mx.array, ...]]) -> float:
+        self._run(build())
+        return min(self._run(build())[0] for _ in range(self.repeat))
+
+    def _run(self, arrays: tuple[mx.array, ...]) -> tuple[float, float]:
+        """Seconds for all of it, and for handing the last array over once the others are under way."""
+        start = time.perf_counter()
+        for array in arrays[:-1]:
+            mx.async_eval(array)
+        middle = time.perf_counter()
+        mx.async_eval(arrays[-1])
+        handed_over = time.perf_counter()
+        mx.eval(arrays)
+        return time.perf_counter() - start, handed_over - middle
+
+
+@mx.compile
+def _link(x: mx.array, last: mx.array) -> mx.array:
+    """``x`` as good as unchanged, and not there before ``last`` is."""
+    return x + (1e-6 * last).astype(x.dtype)

@@ -1,0 +1,128 @@
+"""The decode step: a model's pass over few new tokens as one compiled graph of fused kernels."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models import cache as stock
+
+from ..cache import KVCache
+from ..kernels.attend import Layout, default_layout
+from ..kernels.embed import embed
+from ..kernels.packed import Uncovered
+from ..kernels.project import MAX_ROWS
+from ..layers.fused import Projection
+
+if TYPE_CHECKING:
+    from .base import Decoder
+
+
+#: So many passes over the same number of tokens, more than one, are made without kernels: a short prompt is not worth
+#: having them compiled, the steps of a batch or of speculative decoding are.
+PATIENCE = 4
+
+
+class DecodeStep:
+    """``ids [B, L] -> logits [B, L, V]`` for up to 8 tokens in all, against our :class:`~flashnorm_mlx.cache.KVCache`.
+
+    Args:
+        measure: let each projection be done in plain operations where those are faster.
+
+    Raises:
+        Uncovered: if a kernel doesn't cover one of the model's layers, or fails on this device.
+    """
+
+    def __init__(self, model: Decoder, dtype: mx.Dtype, *, measure: bool) -> None:
+        self.blocks = [layer.fused(dtype) for layer in model.layers]
+        tied = model.args.tie_word_embeddings
+        self.head = Projection(model.model.embed_tokens if tied else model.lm_head, dtype, model.model.norm)
+        self.embedding = self.head if tied else Projection(model.model.embed_tokens, dtype)
+        self.inv_freq = np.array(model._inv_freq)
+        self.dtype, self.measure = dtype, measure
+        self.seen: Counter[int] = Counter()
+        self.tried: dict[tuple[int, int, Layout], str] = {}
+        self.compiled = mx.compile(self.run)
+        if failure := self.failure(1, 1, KVCache.step):
+            raise Uncovered(failure)
+
+    def takes(self, ids: mx.array, cache: list) -> bool:
+        """Whether these tokens and caches are what the kernels are for; stock caches become ours on the way."""
+        rows = ids.size
+        if rows > MAX_ROWS:
+            return False
+        if rows > 1 and self.seen[rows] < PATIENCE:
+            self.seen[rows] += 1
+            return False
+        if type(cache[0]) is stock.KVCache and all(type(c) is stock.KVCache for c in cache):
+            cache[:] = [KVCache.adopt(c) for c in cache]
+        if any(type(c) is not KVCache for c in cache):
+            return False
+        first = cache[0]
+        if first.buffer is not None and (first.buffer.shape[1] != ids.shape[0] or first.buffer.dtype != self.dtype):
+            return False
+        if any(c.offset != first.offset or c.waiting != first.waiting for c in cache):
+            return False
+        batch, length = ids.shape
+        return not self.failure(batch, length, first.capacity or KVCache.step)
+
+    def failure(self, batch: int, length: int, capacity: int) -> str:
+        """Why a step of this shape can't be had, else nothing. Its kernels are chosen, compiled and run once for it."""
+        key = batch, length, default_layout(self.blocks[0].heads, capacity)
+        if key not in self.tried:
+            self.tried[key] = ""
+            try:
+                if self.measure:
+                    for projection in [p for block in self.blocks for p in block.projections] + [self.head]:
+                        projection.choose(batch * length)
+                mx.eval(self(mx.zeros((batch, length), mx.int32), self.blank(batch, capacity)))
+            except RuntimeError as error:  # a compiler's or a driver's, of any kind
+                lines = str(error).strip().splitlines() or ["no reason given"]
+                self.tried[key] = f"{batch} x {length} tokens on this device: {lines[0]}"
+                if len(self.tried) > 1:
+                    warnings.warn(f"flashnorm: plain operations take the place of {self.tried[key]}", stacklevel=2)
+        return self.tried[key]
+
+    def blank(self, batch: int, capacity: int) -> list[KVCache]:
+        """Caches without content."""
+        caches = [KVCache() for _ in self.blocks]
+        for c, block in zip(caches, self.blocks, strict=True):
+            c.buffer = mx.zeros((2, batch, block.heads.kv_heads, capacity, block.heads.head_dim), self.dtype)
+        return caches
+
+    def __call__(self, ids: mx.array, cache: list[KVCache]) -> mx.array:
+        batch, length = ids.shape
+        for c, block in zip(cache, self.blocks, strict=True):
+            heads = block.heads
+            c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
+            if c.tail is None:  # as large as those to come, so that the graph is compiled once
+                size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
+                c.tail = mx.zeros(size, self.dtype)
+        first = cache[0]
+        step = self.step_row(first.appended, first.waiting, first.capacity, length)
+        logits, tails = self.compiled(ids, step, [c.buffer for c in cache], [c.tail for c in cache])  # type: ignore[misc]
+        for c, tail in zip(cache, tails, strict=True):
+            c.wait(tail, length)
+        return logits
+
+    def step_row(self, appended: int, waiting: int, capacity: int, length: int) -> mx.array:
+        """What the attention kernels need to know of this step, see ``attend.msl``: float32 ``[4 + length·dims]``."""
+        start = appended + waiting
+        angles = np.arange(start, start + length, dtype=np.float32)[:, None] * self.inv_freq
+        tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        return mx.array(np.concatenate([np.float32([appended, waiting, capacity, 0]), tables.ravel()]))
+
+    def run(
+        self, ids: mx.array, step: mx.array, kvs: list[mx.array], tails: list[mx.array]
+    ) -> tuple[mx.array, list[mx.array]]:
+        """The step itself, pure: cache and tails in, logits and new tails out."""
+        batch, length = ids.shape
+        h = embed(ids, self.embedding.packed)
+        new: list[Any] = []
+        for block, kv, tail in zip(self.blocks, kvs, tails, strict=True):
+            h, tail = block(h, kv, tail, step, batch=batch, length=length)
+            new.append(tail)
+        return self.head(h, batch * length).reshape(batch, length, -1), new

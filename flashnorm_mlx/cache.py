@@ -1,0 +1,135 @@
+"""The key-value cache of fused decoding: mlx-lm's, with the newest tokens in a small tail.
+
+A kernel can't write into an array that it is given, and copying the cache for each token would cost more than the
+whole layer. So keys and values lie in one buffer, the attention kernel passes the newest ones through in a tail of
+:data:`~flashnorm_mlx.kernels.attend.TAIL` tokens, and a full tail is appended to the buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import cache as stock
+
+from .kernels.attend import TAIL
+
+
+class KVCache(stock.KVCache):
+    """``buffer [2, batch, kv_heads, capacity, head_dim]`` and, behind it, ``waiting`` tokens in ``tail``.
+
+    ``tail`` starts with ``[2, batch, kv_heads, TAIL, head_dim]``. Whoever reads ``keys``, ``values`` or ``state``
+    finds everything in the buffer, so that mlx-lm saves, copies, trims, merges and quantises this cache as its own;
+    it bears the same name because prompt-cache files hold the class's name.
+    """
+
+    def __init__(self) -> None:
+        self.buffer: mx.array | None = None
+        self.tail: mx.array | None = None
+        self.waiting = 0
+        self.offset = 0
+
+    @classmethod
+    def adopt(cls, other: stock.KVCache) -> KVCache:
+        """A stock cache's content, as one of this class."""
+        new = cls()
+        if other.keys is not None:
+            new.state = other.keys, other.values, other.offset
+        return new
+
+    @property
+    def appended(self) -> int:
+        """Tokens in the buffer."""
+        return self.offset - self.waiting
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self.buffer is None else self.buffer.shape[3]
+
+    def settle(self) -> None:
+        """Append what waits in the tail to the buffer."""
+        if self.waiting:
+            assert self.buffer is not None and self.tail is not None
+            _, batch, heads, _, dim = self.buffer.shape
+            newest = self.tail[: 2 * batch * heads * TAIL * dim].reshape(2, batch, heads, TAIL, dim)
+            start, self.waiting = self.appended, 0
+            self._reserve(self.offset)
+            self.buffer[..., start : self.offset, :] = newest[..., : self.offset - start, :]
+
+    def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
+        if self.buffer is None:
+            self.buffer = mx.zeros((2, *shape[:2], self.step, shape[2]), dtype)
+        if self.waiting + length > TAIL:
+            self.settle()
+
+    def wait(self, tail: mx.array, length: int) -> None:
+        """Take over a tail that has ``length`` more tokens in it."""
+        self.tail = tail
+        self.waiting += length
+        self.offset += length
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.settle()
+        start, end = self.offset, self.offset + keys.shape[2]
+        if self.buffer is None:
+            self.buffer = mx.zeros((2, *keys.shape[:2], 0, keys.shape[3]), keys.dtype)
+        self._reserve(end)
+        self.buffer[0, ..., start:end, :] = keys
+        self.buffer[1, ..., start:end, :] = values
+        self.offset = end
+        return self.buffer[0, ..., :end, :], self.buffer[1, ..., :end, :]
+
+    def _reserve(self, tokens: int) -> None:
+        """Room for so many tokens. It doubles while it is small: each new size is a new graph to compile."""
+        assert self.buffer is not None
+        size = self.capacity
+        if tokens > size:
+            step = self.step if tokens <= 4096 else 4096
+            size = max(-(-tokens // step) * step, min(2 * size, 4096))
+            new = mx.zeros((*self.buffer.shape[:3], size - self.capacity, self.buffer.shape[4]), self.buffer.dtype)
+            self.buffer = mx.concatenate([self.buffer, new], axis=3)
+
+    @property
+    def keys(self) -> mx.array | None:
+        self.settle()
+        return None if self.buffer is None else self.buffer[0]
+
+    @property
+    def values(self) -> mx.array | None:
+        self.settle()
+        return None if self.buffer is None else self.buffer[1]
+
+    @property
+    def state(self) -> Any:
+        """As mlx-lm's own: keys, values and, from its version 0.32 on, the offset."""
+        if _STATE_HAS_OFFSET:
+            return self.keys, self.values, self.offset
+        keys, values = self.keys, self.values
+        assert keys is not None and values is not None
+        return keys[..., : self.offset, :], values[..., : self.offset, :]
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        keys, values, *offset = state
+        self.tail, self.waiting = None, 0
+        self.buffer = None if keys is None else mx.stack([keys, values])
+        self.offset = offset[0] if offset else keys.shape[2]
+
+    def trim(self, n: int) -> int:
+        n = min(self.offset, n)
+        self.offset -= n
+        self.waiting = max(0, self.waiting - n)
+        return n
+
+    def empty(self) -> bool:
+        return self.buffer is None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.buffer, self.tail) if a is not None)
+
+
+KVCache.__qualname__ = stock.KVCache.__qualname__
+
+_STATE_HAS_OFFSET = hasattr(stock.KVCache, "keys_and_values")

@@ -1,0 +1,1 @@
+"""Fused kernels: each of a block's operations as one GPU launch."""

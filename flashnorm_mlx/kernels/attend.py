@@ -1,0 +1,138 @@
+"""QK-norm → RoPE → attention against the cache, one launch (two where a long sequence is split)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from . import dialect
+from .packed import Uncovered
+
+#: Tokens that wait in the tail before they are appended to the cache.
+TAIL = 32
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What of a layer's attention the kernel needs to know."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rotary_dims: int
+    traditional: bool = False
+    qk_norm_eps: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+    def check(self) -> None:
+        """Raise :class:`Uncovered` for a shape that the kernel has no form for."""
+        if self.head_dim not in (64, 80, 96, 112, 128, 192, 256):
+            raise Uncovered(f"a head_dim of {self.head_dim}")
+
+    def tail_size(self, batch: int) -> int:
+        """Elements of a tail: ``[2, batch, kv_heads, TAIL, head_dim]``."""
+        return 2 * batch * self.kv_heads * TAIL * self.head_dim
+
+    def output_size(self, batch: int, length: int, layout: Layout, dtype: mx.Dtype) -> int:
+        """Elements of the kernel's output: the tail, and results or, where the sequence is split, their parts."""
+        splits, d = layout.splits, self.head_dim
+        each = d if splits == 1 else splits * (d + 2) * 4 // dtype.size
+        return self.tail_size(batch) + batch * length * self.heads * each
+
+
+class Layout(NamedTuple):
+    """How the work is laid out over threads."""
+
+    splits: int  #: parts of the sequence that are done side by side
+    group: int  #: query heads of one key head that a threadgroup does
+    simdgroups: int  #: in a threadgroup
+
+
+def default_layout(h: Heads, capacity: int) -> Layout:
+    """Short sequences: a threadgroup a query head. Long ones: parts of 512 tokens, read once for up to 4 heads."""
+    if capacity <= 1024:
+        return Layout(1, 1, 16)
+    shared = h.heads // h.kv_heads
+    group = max(g for g in (1, 2, 3, 4) if shared % g == 0)
+    return Layout(min(32, capacity // 512), group, 8)
+
+
+def attend(
+    qkv: mx.array,
+    kv: mx.array,
+    tail: mx.array,
+    step: mx.array,
+    h: Heads,
+    *,
+    gains: mx.array | None = None,
+    batch: int = 1,
+    length: int = 1,
+    layout: Layout | None = None,
+) -> tuple[mx.array, mx.array, int]:
+    """Attention of ``length`` new tokens against the cache.
+
+    Args:
+        qkv: the projections ``[batch·length, (heads + 2·kv_heads)·head_dim]``, neither normed nor rotated.
+        kv: the cache ``[2, batch, kv_heads, capacity, head_dim]``.
+        tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
+        step: see ``attend.msl``.
+        gains: of the QK-norm, ``[2, head_dim]`` float32.
+        layout: None: one that suits the cache's capacity.
+
+    Returns:
+        The result, an array that starts with the new tail, and where in the first the ``[batch·length,
+        heads·head_dim]`` results start.
+    """
+    d = h.head_dim
+    lanes = 8 if d < 128 else 16 if d < 256 else 32
+    layout = layout or default_layout(h, kv.shape[3])
+    splits, group, simdgroups = layout
+    log2e = 1.4426950408889634
+    template: dialect.Template = {
+        "T": qkv.dtype,
+        "B": batch,
+        "L": length,
+        "H": h.heads,
+        "HKV": h.kv_heads,
+        "D": d,
+        "RD": h.rotary_dims,
+        "HALVES": not h.traditional,
+        "QKNORM": h.qk_norm_eps is not None,
+        "EPS": dialect.bits_of(h.qk_norm_eps or 0.0),
+        "SCALE": dialect.bits_of(h.scale * (1.0 if h.softcap else log2e)),
+        "SOFTCAP": dialect.bits_of(h.softcap or 0.0),
+        "WINDOW": h.window or 0,
+        "TAIL": TAIL,
+        "GT": group,
+        "LPK": lanes,
+        "NSG": simdgroups,
+        "S": splits,
+    }
+    rows, start = batch * length, h.tail_size(batch)
+    inputs = {"qkv": qkv, "kv": kv, "tail": tail, "step": step} | ({} if gains is None else {"gains": gains})
+    y = dialect.launch(
+        "attend",
+        inputs,
+        template,
+        grid=(32 * (h.heads // group) * splits, simdgroups * batch, length),
+        threadgroup=(32, simdgroups, 1),
+        shape=(h.output_size(batch, length, layout, qkv.dtype),),
+        dtype=qkv.dtype,
+        defines={"QGAIN": "step", "KGAIN": "step"} if gains is None else {"QGAIN": "gains", "KGAIN": "(gains + D)"},
+    )
+    if splits == 1:
+        return y, y, start
+    a = dialect.launch(
+        "join",
+        {"x": y},
+        {"T": qkv.dtype, "D": d, "S": splits, "SKIP": start},
+        grid=(d, rows * h.heads, 1),
+        threadgroup=(d, 1, 1),
+        shape=(rows, h.heads * d),
+        dtype=qkv.dtype,
+    )
+    return a, y, 0

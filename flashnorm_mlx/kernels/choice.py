@@ -1,0 +1,94 @@
+"""Which form of an operation is fastest here: measured once a device, dtype and shape, and remembered on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+#: A form of an operation, run once.
+Form = Callable[[], Any]
+
+#: Launches that are timed together, and how often.
+LAUNCHES, REPEAT = 16, 4
+
+_known: dict[str, dict[str, Any]] = {}
+
+
+def fastest(operation: str, forms: Mapping[str, Form]) -> str:
+    """The name of the fastest of ``forms``, by measurement or by memory; a form that fails loses, and is reported.
+
+    Args:
+        operation: names the operation, its shape and its dtype.
+    """
+    key = f"{device()}; {operation}"
+    if not _known:
+        _known.update(_load())
+    known = _known.get(key)
+    if known is None or known["form"] not in forms:
+        known = _measure(operation, forms)
+        _known[key] = known
+        _save()
+    return str(known["form"])
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    """What is known for this device, by operation: ``form``, and ``us``, microseconds for each form."""
+    prefix = f"{device()}; "
+    return {key.removeprefix(prefix): known for key, known in _load().items() if key.startswith(prefix)}
+
+
+def device() -> str:
+    """What the measurements hold for: the device and MLX's version."""
+    return f"{mx.device_info().get('device_name', 'gpu')}, mlx {mx.__version__}"  # type: ignore[attr-defined]
+
+
+def file() -> Path:
+    """Where measurements are kept: ``$XDG_CACHE_HOME/flashnorm_mlx/kernels.json``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashnorm_mlx" / "kernels.json"
+
+
+def _measure(operation: str, forms: Mapping[str, Form]) -> dict[str, Any]:
+    times: dict[str, float] = {}
+    for name, form in forms.items():
+        try:
+            mx.eval(form())
+            best = float("inf")
+            for _ in range(REPEAT):
+                start = time.perf_counter()
+                mx.eval([form() for _ in range(LAUNCHES)])
+                best = min(best, time.perf_counter() - start)
+            times[name] = round(best / LAUNCHES * 1e6, 2)
+        except RuntimeError as error:
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)
+    if not times:
+        raise RuntimeError(f"no form of {operation} works on this device")
+    return {"form": min(times, key=times.__getitem__), "us": times}
+
+
+def _load() -> dict[str, dict[str, Any]]:
+    """The file's content; a file that can't be read counts as empty, for everything in it can be measured again."""
+    try:
+        content = json.loads(file().read_text(encoding="utf-8"))
+        return {k: v for k, v in content.items() if isinstance(v, dict) and isinstance(v.get("form"), str)}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _save() -> None:
+    """Write through a file beside it, so that another process never reads half of one."""
+    try:
+        file().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file().parent, delete=False, encoding="utf-8") as scratch:
+            json.dump(_load() | _known, scratch, indent=1)
+        Path(scratch.name).replace(file())
+    except OSError:
+        pass  # measured again next time

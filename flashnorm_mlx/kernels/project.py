@@ -1,0 +1,113 @@
+"""Norm → project → epilogue: four of a block's five operations and the head, each one launch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import dialect
+from .packed import Packed
+
+#: The gate's activations, by the names that config.json has for them.
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2")
+
+#: Rows of x that one launch can take.
+MAX_ROWS = 8
+
+
+class Variant(NamedTuple):
+    """How the work is laid out over threads."""
+
+    rows: int  #: rows of W in a batch
+    batches: int  #: batches that a simdgroup goes through
+    words: int  #: words of each row a lane loads at once
+    split: int  #: simdgroups that share the columns of the same rows
+    teams: int  #: such teams in a threadgroup
+
+
+def project(
+    x: mx.array,
+    w: Packed,
+    *,
+    rows: int = 1,
+    eps: float | None = None,
+    activation: str | None = None,
+    softcap: float | None = None,
+    residual: mx.array | None = None,
+    x_offset: int = 0,
+    variant: Variant | None = None,
+) -> mx.array:
+    """``residual + epilogue((x ⊙ gain) Wᵀ / RMS(x) + bias)``, in one launch (FlashNorm, §1).
+
+    Args:
+        x: the first ``rows · w.columns`` elements behind ``x_offset`` are read, ``[rows, columns]``; dtype ``w.dtype``.
+        eps: that of the norm; None: no norm.
+        activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
+        softcap: ``cap · tanh(y / cap)`` of the result.
+        residual: added last; ``[rows, out]``.
+
+    Returns:
+        ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded.
+    """
+    v = variant or default_variant(w, rows, gated=activation is not None)
+    out = w.rows // 2 if activation else w.rows
+    half = v.rows // 2 if activation else v.rows
+    template: dialect.Template = {
+        "T": w.dtype,
+        "M": rows,
+        "N": w.rows,
+        "K": w.columns,
+        "BITS": w.bits,
+        "GROUP": w.group_size,
+        "R": v.rows,
+        "BATCHES": v.batches,
+        "LW": v.words,
+        "KS": v.split,
+        "TEAMS": v.teams,
+        "NORM": eps is not None,
+        "EPS": dialect.bits_of(eps or 0.0),
+        "BIAS": w.bias,
+        "GAIN": w.gain,
+        "GATED": activation is not None,
+        "ACT": ACTIVATIONS.index(activation) if activation else 0,
+        "CAP": dialect.bits_of(softcap or 0.0),
+        "XOFF": x_offset,
+    }
+    inputs = {"x": x, "w": w.buffer} | ({} if residual is None else {"h": residual})
+    simdgroups = v.split * v.teams
+    return dialect.launch(
+        "project",
+        inputs,
+        template,
+        grid=(32, -(-out // (half * v.batches * v.teams)) * simdgroups, 1),
+        threadgroup=(32, simdgroups, 1),
+        shape=(rows, out),
+        dtype=w.dtype,
+        defines={"RESIDUAL(i)": "0.0f" if residual is None else "float(h[i])"},
+    )
+
+
+def default_variant(w: Packed, rows: int, *, gated: bool) -> Variant:
+    """A layout that is good for a shape, before anything was measured: few rows a simdgroup where W is small."""
+    words = 4 if rows == 1 and w.columns * w.bits >= 4096 else 2 if rows <= 2 else 1
+    split = min(16, -(-w.columns * w.bits // 32 // words // 32))
+    if rows > 1:
+        return Variant(4, 1, words, split, 1)
+    if w.rows >= 12288:
+        return Variant(4, 4, words, split, 1)
+    return Variant(4 if w.rows >= 3072 else 2, 1, words, split, 1)
+
+
+def reference(
+    x: mx.array,
+    layer: nn.Module,
+    *,
+    gain: mx.array | None = None,
+    eps: float | None = None,
+    activation: str | None = None,
+    softcap: float | None = None,
+    residual: mx.array | None = None,
+) -> mx.array:
+    raise NotImplementedError
