@@ -23,6 +23,8 @@ if __name__ == "__main__":  # all launches of a measurement belong into one buff
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "1000000")
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 from contestants import described
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.base import scaled_dot_product_attention
@@ -30,6 +32,10 @@ from mlx_lm.models.cache import KVCache
 from random_model import read_shape, shape_name
 from record import results_folder, save_row
 from stopwatch import Stopwatch
+
+from flashnorm_mlx.kernels.attend import Heads, attend, default_layout, step_row
+from flashnorm_mlx.kernels.packed import pack
+from flashnorm_mlx.kernels.project import project
 
 KEYS = ("shape", "dtype", "bits", "group_size", "batch", "depth", "operation")
 GROUP = 64
@@ -74,6 +80,8 @@ class Operation:
     #: The bytes of one part.
     nbytes: int
     mlx: Callable[[mx.array, Any], mx.array]
+    #: What is added to the result, where something is.
+    residual: mx.array
 
 
 #: Packed weight, scales and biases; or one full-precision matrix.
@@ -81,11 +89,44 @@ Weight = tuple[mx.array, ...]
 
 
 def ours(operation: Operation, setting: Setting) -> Callable[[mx.array, Any], mx.array] | None:
-    """Our kernel for an operation, called as ``operation.mlx`` is; None where there is none.
+    """Our kernel for an operation, called as ``operation.mlx`` is; None where it is part of another one (RoPE)."""
+    packed: dict[int, Any] = {}
+    rows, first = setting.batch, operation.name.split(",")[0]
 
-    There are no fused kernels yet: this is the place that names them.
-    """
-    return None
+    def projected(x: mx.array, part: Weight) -> mx.array:
+        if id(part) not in packed:
+            packed[id(part)] = pack(_layer(setting, part), setting.dtype)
+        epilogue: dict[str, Any] = {"eps": EPS} if first == "norm" else {}
+        if operation.name.endswith("add"):
+            epilogue["residual"] = operation.residual
+        if operation.name.endswith("silu"):
+            epilogue["activation"] = "silu"
+        return project(x.reshape(rows, -1), packed[id(part)], rows=rows, **epilogue)
+
+    heads = Heads(setting.heads, setting.kv_heads, setting.head_dim, setting.head_dim**-0.5, setting.head_dim)
+
+    def attended(qkv: mx.array, part: KVCache) -> mx.array:
+        if id(part) not in packed:
+            packed[id(part)] = mx.stack([part.keys, part.values])
+            mx.eval(packed[id(part)])
+        kv, past = packed[id(part)], setting.depth - 1
+        angles = np.full((1, setting.head_dim // 2), 0.5)
+        step = step_row(past, 0, kv.shape[3], default_layout(heads, kv.shape[3]).splits, angles)
+        tail = mx.zeros(heads.tail_size(rows), setting.dtype)
+        y, _, start = attend(qkv.reshape(rows, -1), kv, tail, step, heads, batch=rows)
+        return y.reshape(-1)[start:]
+
+    if first == "cache":
+        return attended
+    return None if operation.name.endswith("RoPE") else projected
+
+
+def _layer(s: Setting, part: Weight) -> nn.Module:
+    """A linear layer around weights that are there."""
+    layer: Any = nn.QuantizedLinear(64, 64, False, GROUP, s.bits) if s.bits else nn.Linear(64, 64, bias=False)
+    for name, array in zip(("weight", "scales", "biases"), part, strict=False):
+        layer[name] = array
+    return layer
 
 
 def operations(s: Setting) -> Iterator[Operation]:
@@ -132,7 +173,7 @@ def _on_weights(s: Setting, name: str, x: mx.array, out: int, mlx: Callable[[mx.
     parts = [weight()]
     nbytes = sum(part.nbytes for part in parts[0])
     parts += [weight() for _ in range(s.footprint // nbytes + 1)]
-    return Operation(name, x, parts, nbytes, mlx)
+    return Operation(name, x, parts, nbytes, mlx, _random(s, out).reshape(s.batch, out))
 
 
 def _attention(s: Setting) -> Operation:
@@ -146,15 +187,16 @@ def _attention(s: Setting) -> Operation:
         mx.eval(cache.keys, cache.values)
         return cache
 
-    def attend(q: mx.array, cache: KVCache) -> mx.array:
+    def attend(qkv: mx.array, cache: KVCache) -> mx.array:
+        q = qkv[..., : s.query_size].reshape(s.batch, s.heads, 1, s.head_dim)
         keys, values = cache.update_and_fetch(k, v)
         cache.trim(1)  # the next launch on it finds the same depth
         return scaled_dot_product_attention(q, keys, values, cache=cache, scale=s.head_dim**-0.5, mask=None)
 
     nbytes = 2 * s.batch * s.kv_heads * s.depth * s.head_dim * s.dtype.size
-    q = _random(s, s.query_size).reshape(s.batch, s.heads, 1, s.head_dim)
+    x = _random(s, s.qkv_size)
     parts = [filled() for _ in range(s.footprint // nbytes + 2)]
-    return Operation(f"cache, attend to {s.depth}", q, parts, nbytes, attend)
+    return Operation(f"cache, attend to {s.depth}", x, parts, nbytes, attend, x)
 
 
 def _random(s: Setting, size: int) -> mx.array:

@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lm.models import cache as stock
 
 from ..cache import KVCache
-from ..kernels.attend import Layout, default_layout
+from ..kernels.attend import SHORT, default_layout, step_row
 from ..kernels.embed import embed
 from ..kernels.packed import Uncovered
 from ..kernels.project import MAX_ROWS
@@ -44,10 +44,11 @@ class DecodeStep:
         self.inv_freq = np.array(model._inv_freq)
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
-        self.tried: dict[tuple[int, int, Layout], str] = {}
+        self.tried: dict[tuple[int, int, bool], str] = {}
         self.compiled = mx.compile(self.run)
-        if failure := self.failure(1, 1, KVCache.step):
-            raise Uncovered(failure)
+        for capacity in (KVCache.step, 2 * SHORT):  # both forms of attention, so that nothing is compiled mid-sentence
+            if failure := self.failure(1, 1, capacity):
+                raise Uncovered(failure)
 
     def takes(self, ids: mx.array, cache: list) -> bool:
         """Whether these tokens and caches are what the kernels are for; stock caches become ours on the way."""
@@ -71,7 +72,7 @@ class DecodeStep:
 
     def failure(self, batch: int, length: int, capacity: int) -> str:
         """Why a step of this shape can't be had, else nothing. Its kernels are chosen, compiled and run once for it."""
-        key = batch, length, default_layout(self.blocks[0].heads, capacity)
+        key = batch, length, capacity > SHORT
         if key not in self.tried:
             self.tried[key] = ""
             try:
@@ -82,7 +83,7 @@ class DecodeStep:
             except RuntimeError as error:  # a compiler's or a driver's, of any kind
                 lines = str(error).strip().splitlines() or ["no reason given"]
                 self.tried[key] = f"{batch} x {length} tokens on this device: {lines[0]}"
-                if len(self.tried) > 1:
+                if (batch, length) != (1, 1):
                     warnings.warn(f"flashnorm: plain operations take the place of {self.tried[key]}", stacklevel=2)
         return self.tried[key]
 
@@ -102,18 +103,14 @@ class DecodeStep:
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)
         first = cache[0]
-        step = self.step_row(first.appended, first.waiting, first.capacity, length)
+        start, capacity = first.offset, first.capacity
+        angles = np.arange(start, start + length, dtype=np.float32)[:, None] * self.inv_freq
+        splits = default_layout(self.blocks[0].heads, capacity).splits
+        step = step_row(first.appended, first.waiting, capacity, splits, angles)
         logits, tails = self.compiled(ids, step, [c.buffer for c in cache], [c.tail for c in cache])  # type: ignore[misc]
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
         return logits
-
-    def step_row(self, appended: int, waiting: int, capacity: int, length: int) -> mx.array:
-        """What the attention kernels need to know of this step, see ``attend.msl``: float32 ``[4 + length·dims]``."""
-        start = appended + waiting
-        angles = np.arange(start, start + length, dtype=np.float32)[:, None] * self.inv_freq
-        tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
-        return mx.array(np.concatenate([np.float32([appended, waiting, capacity, 0]), tables.ravel()]))
 
     def run(
         self, ids: mx.array, step: mx.array, kvs: list[mx.array], tails: list[mx.array]

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from . import dialect
 from .packed import Uncovered
 
 #: Tokens that wait in the tail before they are appended to the cache.
 TAIL = 32
+
+#: Up to this capacity a sequence is not split.
+SHORT = 1024
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,23 @@ class Layout(NamedTuple):
 
 def default_layout(h: Heads, capacity: int) -> Layout:
     """Short sequences: a threadgroup a query head. Long ones: parts of 512 tokens, read once for up to 4 heads."""
-    if capacity <= 1024:
+    if capacity <= SHORT:
         return Layout(1, 1, 16)
     shared = h.heads // h.kv_heads
     group = max(g for g in (1, 2, 3, 4) if shared % g == 0)
     return Layout(min(32, capacity // 512), group, 8)
+
+
+def step_row(appended: int, waiting: int, capacity: int, splits: int, angles: np.ndarray) -> mx.array:
+    """What the kernels need to know of a step, float32 ``[4 + length·rotary_dims]``: see ``attend.msl``.
+
+    Args:
+        appended: tokens in the cache's buffer; ``waiting``: tokens in its tail; ``capacity``: room in the buffer.
+        splits: of the layout.
+        angles: RoPE's, of the new tokens ``[length, rotary_dims / 2]``.
+    """
+    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return mx.array(np.concatenate([np.float32([appended, waiting, capacity, splits]), np.float32(tables).ravel()]))
 
 
 def attend(
@@ -79,7 +95,7 @@ def attend(
         qkv: the projections ``[batch·length, (heads + 2·kv_heads)·head_dim]``, neither normed nor rotated.
         kv: the cache ``[2, batch, kv_heads, capacity, head_dim]``.
         tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
-        step: see ``attend.msl``.
+        step: see :func:`step_row`.
         gains: of the QK-norm, ``[2, head_dim]`` float32.
         layout: None: one that suits the cache's capacity.
 
@@ -110,7 +126,7 @@ def attend(
         "GT": group,
         "LPK": lanes,
         "NSG": simdgroups,
-        "S": splits,
+        "SPLIT": splits > 1,
     }
     rows, start = batch * length, h.tail_size(batch)
     inputs = {"qkv": qkv, "kv": kv, "tail": tail, "step": step} | ({} if gains is None else {"gains": gains})
@@ -128,8 +144,8 @@ def attend(
         return y, y, start
     a = dialect.launch(
         "join",
-        {"x": y},
-        {"T": qkv.dtype, "D": d, "S": splits, "SKIP": start},
+        {"x": y, "step": step},
+        {"T": qkv.dtype, "D": d, "SKIP": start},
         grid=(d, rows * h.heads, 1),
         threadgroup=(d, 1, 1),
         shape=(rows, h.heads * d),

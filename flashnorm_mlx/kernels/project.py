@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from . import dialect
 from .packed import Packed
@@ -36,6 +35,7 @@ def project(
     activation: str | None = None,
     softcap: float | None = None,
     residual: mx.array | None = None,
+    pending: mx.array | None = None,
     x_offset: int = 0,
     variant: Variant | None = None,
 ) -> mx.array:
@@ -47,13 +47,18 @@ def project(
         activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
         softcap: ``cap · tanh(y / cap)`` of the result.
         residual: added last; ``[rows, out]``.
+        pending: a projection ``[rows, columns]`` that still awaits its post-norm (Gemma 2 and 3), with ``eps`` and
+            the gain in ``w``: then ``x + RMSNorm(pending)``, clipped to what float16 holds, takes the place of x.
 
     Returns:
-        ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded.
+        ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded. With ``pending``, a flat
+        array of that and, behind it, what took the place of x.
     """
     v = variant or default_variant(w, rows, gated=activation is not None)
     out = w.rows // 2 if activation else w.rows
     half = v.rows // 2 if activation else v.rows
+    if not 0 < rows <= MAX_ROWS or rows * v.rows > 32:
+        raise ValueError(f"{rows} rows with {v.rows} of W at a time")
     template: dialect.Template = {
         "T": w.dtype,
         "M": rows,
@@ -74,8 +79,11 @@ def project(
         "ACT": ACTIVATIONS.index(activation) if activation else 0,
         "CAP": dialect.bits_of(softcap or 0.0),
         "XOFF": x_offset,
+        "POST": pending is not None,
+        "LIMIT": dialect.bits_of(65504.0 if w.dtype == mx.float16 else 3e38),
     }
-    inputs = {"x": x, "w": w.buffer} | ({} if residual is None else {"h": residual})
+    inputs = {"x": x, "w": w.buffer}
+    inputs |= {name: a for name, a in (("h", residual), ("p", pending)) if a is not None}
     simdgroups = v.split * v.teams
     return dialect.launch(
         "project",
@@ -83,9 +91,12 @@ def project(
         template,
         grid=(32, -(-out // (half * v.batches * v.teams)) * simdgroups, 1),
         threadgroup=(32, simdgroups, 1),
-        shape=(rows, out),
+        shape=(rows, out) if pending is None else (rows * (out + w.columns),),
         dtype=w.dtype,
-        defines={"RESIDUAL(i)": "0.0f" if residual is None else "float(h[i])"},
+        defines={
+            "RESIDUAL(i)": "0.0f" if residual is None else "float(h[i])",
+            "PENDING": "x" if pending is None else "p",
+        },
     )
 
 
@@ -98,16 +109,3 @@ def default_variant(w: Packed, rows: int, *, gated: bool) -> Variant:
     if w.rows >= 12288:
         return Variant(4, 4, words, split, 1)
     return Variant(4 if w.rows >= 3072 else 2, 1, words, split, 1)
-
-
-def reference(
-    x: mx.array,
-    layer: nn.Module,
-    *,
-    gain: mx.array | None = None,
-    eps: float | None = None,
-    activation: str | None = None,
-    softcap: float | None = None,
-    residual: mx.array | None = None,
-) -> mx.array:
-    raise NotImplementedError

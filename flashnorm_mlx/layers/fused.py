@@ -82,10 +82,10 @@ class Projection:
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
         forms = {
-            "kernel": lambda: self.kernel(x, rows, residual, 0),
-            "plain": lambda: self.plain(x, rows, residual, 0),
+            "kernel": lambda x, residual: self.kernel(x, rows, residual, 0),
+            "plain": lambda x, residual: self.plain(x, rows, residual, 0),
         }
-        if fastest(operation, forms) == "plain":
+        if fastest(operation, forms, x, residual) == "plain":
             self.plain_for.add(rows)
 
 

@@ -14,6 +14,7 @@ template <class V> __device__ inline V simd_sum(V v) {
 }
 // A whole number below 2^23 as a float; one instruction of a full-rate pipe less than the conversion.
 __device__ inline float small_float(uint v) { return __uint_as_float(v | 0x4b000000u) - 8388608.0f; }
+__device__ inline float clamp(float v, float low, float high) { return fminf(fmaxf(v, low), high); }
 template <class To, class From> __device__ inline To as_type(From v) {
   static_assert(sizeof(To) == sizeof(From), "as_type between sizes");
   To t;
