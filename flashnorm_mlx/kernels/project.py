@@ -54,7 +54,7 @@ def project(
         ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded. With ``pending``, a flat
         array of that and, behind it, what took the place of x.
     """
-    v = variant or default_variant(w, rows, gated=activation is not None)
+    v = variant or default_variant(w, rows, gated=activation is not None, pending=pending is not None)
     out = w.rows // 2 if activation else w.rows
     half = v.rows // 2 if activation else v.rows
     if not 0 < rows <= MAX_ROWS or rows * v.rows > 32:
@@ -100,10 +100,13 @@ def project(
     )
 
 
-def default_variant(w: Packed, rows: int, *, gated: bool) -> Variant:
+def default_variant(w: Packed, rows: int, *, gated: bool, pending: bool = False) -> Variant:
     """A layout that is good for a shape, before anything was measured: few rows a simdgroup where W is small."""
-    words = 4 if rows == 1 and w.columns * w.bits >= 4096 else 2 if rows <= 2 else 1
-    split = min(16, -(-w.columns * w.bits // 32 // words // 32))
+    row_words = w.columns * w.bits // 32
+    words = 4 if rows == 1 and row_words >= 128 else 2 if rows <= 2 else 1
+    while pending and words < 4 and row_words > 16 * 32 * words:  # all of a row at once
+        words *= 2
+    split = min(32 if pending else 16, -(-row_words // words // 32))
     if rows > 1:
         return Variant(4, 1, words, split, 1)
     if w.rows >= 12288:
