@@ -152,7 +152,8 @@ def describe(path: Path, model: Any) -> str:
     computing = model.args.compute_dtype
     dtype = f"{dtype_name(computing)} on " if computing else ""
     weights = describe_weights(open_checkpoint(path))
-    return f"{model.model_type}, {weights}, {model.args.arm}, {dtype}{device_name()}"
+    kernels = ", fused kernels" if model.kernels == "fused" else ""
+    return f"{model.model_type}, {weights}, {model.args.arm}, {dtype}{device_name()}{kernels}"
 
 
 def _show_info(info: Info) -> None:
@@ -178,6 +179,10 @@ def _show_info(info: Info) -> None:
         norms.add_row("", f"scale: {fate.scale}")
     _out.print()
     _out.print(norms)
+    _out.print()
+    _out.print("decoding")
+    for line in info.kernels:
+        _out.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,8 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from .architectures.base import named_arrays
+from .architectures.base import Decoder, named_arrays
 from .checkpoint import DTYPES, Checkpoint, open_checkpoint
+from .kernels.choice import measured
+from .kernels.dialect import backend
 from .loader import check_tensors, compute_dtype, configured
 from .plan import MARKED, TIED, Step
 
@@ -43,6 +45,8 @@ class Info:
     compute_dtype: str
     device: str
     norms: tuple[NormFate, ...]
+    #: What fused decoding uses for the model's operations, as measured on this device.
+    kernels: tuple[str, ...]
 
 
 def inspect(path: str | Path, dtype: str | None = None) -> Info:
@@ -69,6 +73,7 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
         compute_dtype=dtype_name(computing),
         device=device_name(),
         norms=_fates(model.plan(tensors).steps),
+        kernels=_kernels(model),
     )
 
 
@@ -102,6 +107,21 @@ def device_name() -> str:
         return "cpu"
     name = mx.device_info().get("device_name")
     return f"gpu ({name})" if name else "gpu"
+
+
+def _kernels(model: Decoder) -> tuple[str, ...]:
+    """A line for each operation that was measured, or the one line that there is to say instead."""
+    which = backend()
+    if which is None:
+        return ("plain MLX operations: fused kernels need a GPU (Metal or CUDA)",)
+    model.pack()
+    shapes = {a.shape for name, a in named_arrays(model) if name.endswith("weight") and a.ndim == 2}
+    lines = []
+    for operation, known in measured().items():
+        if any(operation.startswith(f"project {rows} x {columns},") for rows, columns in shapes):
+            times = ", ".join(f"{form} {us:g} µs" for form, us in known.get("us", {}).items())
+            lines.append(f"{operation}: {known['form']} ({times})")
+    return tuple(lines) or (f"fused, {which}; measured when the model is first loaded",)
 
 
 def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:

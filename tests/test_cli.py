@@ -89,7 +89,7 @@ ERRORS = [
     (["convert", "MODEL", "t", "--group-size", "x"], 2, "invalid"),
     (["generate", "MODEL", "-p", "w5", "--temp", "-1"], 2, "-1 is not between 0 and 5"),
     (["generate", "MODEL", "-p", "w5", "--max-tokens", "none"], 2, "'none' is not a number"),
-    (["generate", "MODEL", "-p", "w5", "--kernels", "fused"], 1, "no fused kernels"),
+    (["generate", "MODEL", "-p", "w5", "--kernels", "fused"], 1, "fused kernels need a GPU"),
     (["verify", "MODEL", "--text", "no.txt"], 1, "no.txt: No such file"),
     (["serve", "MODEL", "--port", "99999"], 2, "is not between 0 and 65535"),
     (["sing"], 2, "invalid choice: 'sing'"),

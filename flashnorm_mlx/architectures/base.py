@@ -136,6 +136,11 @@ class Decoder(nn.Module):
         """
         self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure)
 
+    @property
+    def kernels(self) -> str:
+        """``fused`` or ``reference``: how this model decodes."""
+        return "reference" if self._step is None else "fused"
+
     def plan(self, names: Any) -> Plan:
         """What becomes of each norm of a checkpoint that holds the tensors ``names``."""
         return make_plan(self.FOLDS, self.args.num_hidden_layers, names, marked=self.args.marked)
