@@ -49,14 +49,15 @@ def quality_table() -> str:
 def gpu_table(file: str, setting: str, wanted: Callable[[Row, list[Row]], bool] = lambda row, rows: True) -> str:
     """Speeds on GPUs: tokens/s, and in brackets how many times mlx-lm's. ``setting`` is a column of its own."""
     names = [setting] if setting else []
-    head = ["device", "shape", *names, "mlx-lm", "flashnorm", "baseline", "none", "flashnorm ÷ none", "reference"]
+    arms = ["mlx-lm", "flashnorm", "baseline", "none", "flashnorm ÷ none", "reference"]
+    head = ["device", "shape", *names, "runs", *arms]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for result in _results(file):
         rows = [row for row in result["rows"] if wanted(row, result["rows"])]
         for row in sorted(rows, key=lambda row: (_size(row), _shape(row), row.get(setting, 0))):
             found = row["contestants"]
             ratio = found["flashnorm"].get("over_none")
-            cells = [result["device"], _shape(row), *(f"{row[name]:,}" for name in names)]
+            cells = [result["device"], _shape(row), *(f"{row[name]:,}" for name in names), str(row["repeat"])]
             cells += [_speed(found[name]) for name in ("mlx-lm", "flashnorm", "baseline", "none")]
             cells += ["–" if ratio is None else f"{ratio:.3f}", _speed(found["reference"])]
             lines.append(f"| {' | '.join(cells)} |")

@@ -98,15 +98,19 @@ def load_model(
     if lazy:
         model.pack()
     else:
-        _materialise(model, path, progress or (lambda word, done, total: None))
+        progress = progress or (lambda word, done, total: None)
+        _materialise(model, path, progress)
         if kernels == "fused" or (kernels == "auto" and backend() is not None):
-            _fuse(model, kernels)
+            _fuse(model, kernels, progress)
     return model
 
 
-def _fuse(model: Decoder, kernels: str) -> None:
+def _fuse(model: Decoder, kernels: str, progress: Progress) -> None:
+    """Have the model decode by kernels, which are compiled now; ``auto`` goes without where there are none."""
     try:
+        progress("compiling kernels", 0, 1)
         model.fuse(measure=kernels == "auto")
+        progress("compiling kernels", 1, 1)
     except Uncovered as reason:
         if kernels == "fused":
             raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None

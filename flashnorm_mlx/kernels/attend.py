@@ -97,7 +97,7 @@ def attend(
         tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
         step: see :func:`step_row`.
         gains: of the QK-norm, ``[2, head_dim]`` float32.
-        layout: None: one that suits the cache's capacity.
+        layout: None: one that suits the cache's capacity. ``group · simdgroups`` is at most 32.
 
     Returns:
         The result, an array that starts with the new tail, and where in the first the ``[batch·length,
@@ -106,6 +106,8 @@ def attend(
     d = h.head_dim
     lanes = 8 if d < 128 else 16 if d < 256 else 32
     layout = layout or default_layout(h, kv.shape[3])
+    if layout.group * layout.simdgroups > 32:
+        raise ValueError(f"{layout}: that many heads and SIMD groups need more registers than a GPU has")
     splits, group, simdgroups = layout
     log2e = 1.4426950408889634
     template: dialect.Template = {

@@ -1,0 +1,65 @@
+"""Small models whose decode steps fused kernels can do, and plans of what to do with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from checkpoints import random_weights, relative_error, stock_model, tiny_config, write_checkpoint
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from mlx_lm.utils import quantize_model
+
+from flashnorm_mlx.loader import load_model
+
+#: What is done, and to how many tokens.
+Action = tuple[str, int]
+
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "rms_norm_eps": 1e-4}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def checkpoint(folder: Path, family: str = "llama", bits: int | None = None, **overrides: Any) -> Path:
+    """Heads of 64, as the kernels have them. Quantised as mlx_lm.convert -q does it."""
+    options = {**SIZES, **HEADS, **({} if family == "qwen2" else {"head_dim": 64}), **overrides}
+    if bits is None:
+        return write_checkpoint(folder, family, tokenizer=False, **options)
+    config = tiny_config(family, **options)
+    model = stock_model(config)
+    model.load_weights(list(random_weights(model).items()))
+    model, config = quantize_model(model, config, 32, bits)
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def tokens(count: int, batch: int = 1) -> mx.array:
+    mx.random.seed(7)
+    return mx.random.randint(2, 331, (batch, count))
+
+
+def fused(path: Path, **options: Any) -> Any:
+    model = load_model(path, kernels="reference", **options)
+    model.fuse()
+    return model
+
+
+def run(model: Any, plan: list[Action], batch: int = 1) -> list[mx.array]:
+    """Logits of every pass; the tokens are fixed, so that one small difference doesn't become a large one."""
+    cache, at, outputs = make_prompt_cache(model), 0, []
+    ids = tokens(sum(count for _, count in plan), batch)
+    for kind, count in plan:
+        if kind == "trim":
+            assert trim_prompt_cache(cache, count) == count
+        else:
+            outputs.append(model(ids[:, at : at + count], cache=cache))
+            mx.eval(outputs[-1])
+            at += count
+    return outputs
+
+
+def error(got: list[mx.array], want: list[mx.array]) -> float:
+    return max(relative_error(a, b) for a, b in zip(got, want, strict=True))

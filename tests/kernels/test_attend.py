@@ -1,0 +1,200 @@
+"""QK-norm → RoPE → attention against the cache and its tail, and the join of a split sequence, against float64."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from kernel_runs import DTYPES, ROUNDING, array, assert_close, covering, divisors, f64, name_of
+
+from flashnorm_mlx.kernels.attend import TAIL, Heads, Layout, attend, default_layout, step_row
+from flashnorm_mlx.kernels.packed import Uncovered
+
+EPS = 0.1  # large, so that it counts
+
+
+@dataclass(frozen=True)
+class Case:
+    """New tokens, heads, and a cache with `appended` tokens and `waiting` ones in its tail."""
+
+    dtype: str = "float32"
+    batch: int = 1
+    length: int = 1
+    kv_heads: int = 1
+    shared: int = 2
+    dim: int = 64
+    rotary: int = 64
+    traditional: bool = False
+    qk_norm: bool = False
+    softcap: float | None = None
+    window: int | None = None
+    appended: int = 40
+    waiting: int = 5
+    capacity: int = 96
+    size: float = 1.0
+    # of the layout; None: the default one
+    splits: int | None = 1
+    group: int = 1
+    simdgroups: int = 4
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(
+            self.kv_heads * self.shared,
+            self.kv_heads,
+            self.dim,
+            scale=self.dim**-0.5,
+            rotary_dims=self.rotary,
+            traditional=self.traditional,
+            qk_norm_eps=EPS if self.qk_norm else None,
+            softcap=self.softcap,
+            window=self.window,
+        )
+
+    @property
+    def layout(self) -> Layout | None:
+        return None if self.splits is None else Layout(self.splits, self.group, self.simdgroups)
+
+
+def draw(rng: random.Random) -> Case:
+    dim = rng.choice([64, 80, 96, 112, 128, 192, 256])
+    batch = rng.choice([1, 1, 2, 3])
+    length = rng.choice([n for n in (1, 1, 2, 3, 4, 5, 6, 7, 8) if batch * n <= 8])
+    shared = rng.choice([1, 2, 3, 4, 6])
+    group = rng.choice(divisors(shared, (1, 2, 3, 4)))
+    return Case(
+        dtype=rng.choice(list(DTYPES)),
+        batch=batch,
+        length=length,
+        kv_heads=rng.choice([1, 2, 3]),
+        shared=shared,
+        dim=dim,
+        rotary=rng.choice([dim, dim, dim // 2, 32, 16]),
+        traditional=rng.choice([False, True]),
+        qk_norm=rng.choice([False, True]),
+        softcap=rng.choice([None, 2.0]),
+        window=rng.choice([None, None, 2, 20, 1000]),
+        appended=rng.choice([0, 1, 33, 70, 96]),
+        waiting=rng.choice([0, 1, 7, TAIL - length]),
+        size=rng.choice([0.7, 5.0]),
+        splits=rng.choice([None, 1, 1, 2, 3, 5]),
+        group=group,
+        simdgroups=rng.choice([n for n in (1, 3, 4, 8, 16) if group * n <= 32]),
+    )
+
+
+def normed(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + EPS) * gain
+
+
+def rotate(case: Case, x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """x [batch, length, heads, dim], angles [length, rotary / 2]."""
+    cos, sin, out, half = np.cos(angles)[:, None], np.sin(angles)[:, None], x.copy(), case.rotary // 2
+    low, high = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if case.traditional else (slice(half), slice(half, 2 * half))
+    )
+    out[..., low] = x[..., low] * cos - x[..., high] * sin
+    out[..., high] = x[..., high] * cos + x[..., low] * sin
+    return out
+
+
+def attention(case: Case, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """q [batch, length, heads, dim], keys and values [batch, kv_heads, tokens, dim]; the largest score, too."""
+    before, out, largest = case.appended + case.waiting, np.zeros_like(q), 0.0
+    keys, values = np.repeat(keys, case.shared, 1), np.repeat(values, case.shared, 1)
+    for i in range(case.length):
+        start = max(0, before + i + 1 - (case.window or math.inf))
+        seen = slice(int(start), before + i + 1)
+        scores = np.einsum("bhd,bhtd->bht", q[:, i], keys[:, :, seen]) * case.dim**-0.5
+        if case.softcap:
+            scores = case.softcap * np.tanh(scores / case.softcap)
+        largest = max(largest, float(np.abs(scores).max()))
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, i] = np.einsum("bht,bhtd->bhd", p / p.sum(-1, keepdims=True), values[:, :, seen])
+    return out, largest
+
+
+def check(case: Case) -> None:
+    rng = np.random.default_rng(case.dim * 100 + case.appended + case.length)
+    h, before, dtype = case.heads, case.appended + case.waiting, DTYPES[case.dtype]
+    rows, width = case.batch * case.length, case.heads.heads * case.dim
+    qkv = array(rng.normal(size=(rows, width + 2 * case.kv_heads * case.dim)) * case.size, case.dtype)
+    kv = rng.normal(size=(2, case.batch, case.kv_heads, case.capacity, case.dim))
+    kv[..., case.appended :, :] = math.nan  # nobody may look there
+    tail = rng.normal(size=(2, case.batch, case.kv_heads, TAIL, case.dim))
+    tail[..., case.waiting :, :] = math.nan
+    kv, tail = array(kv, case.dtype), array(tail, case.dtype)
+    gains = mx.array(rng.uniform(0.3, 2.0, (2, case.dim)).astype(np.float32))
+    positions = np.arange(before, before + case.length)[:, None]
+    angles = positions * 100.0 ** (-np.arange(0, case.rotary, 2) / case.rotary)
+    layout = case.layout or default_layout(h, case.capacity)
+    step = step_row(case.appended, case.waiting, case.capacity, layout.splits, angles)
+    a, new_tail, start = attend(
+        qkv, kv, tail.flatten(), step, h, gains=gains if case.qk_norm else None, batch=case.batch, length=case.length,
+        layout=case.layout,
+    )  # fmt: skip
+    assert a.dtype == dtype and new_tail.dtype == dtype
+    got = f64(a.flatten()[start : start + rows * width]).reshape(case.batch, case.length, h.heads, case.dim)
+    kept = f64(new_tail.flatten()[: h.tail_size(case.batch)]).reshape(tail.shape)
+
+    split = f64(qkv).reshape(case.batch, case.length, -1, case.dim)
+    q, k, v = np.split(split, [h.heads, h.heads + case.kv_heads], axis=2)
+    if case.qk_norm:
+        q, k = normed(q, f64(gains)[0]), normed(k, f64(gains)[1])
+    q, k = rotate(case, q, angles), rotate(case, k, angles)
+    new = slice(case.waiting, case.waiting + case.length)
+    assert_close(kept[0, :, :, new], k.transpose(0, 2, 1, 3), case.dtype, 4e-7 * float(np.abs(k).max()))
+    np.testing.assert_array_equal(kept[1, :, :, new], v.transpose(0, 2, 1, 3))
+    others = np.delete(np.arange(TAIL), np.arange(TAIL)[new])
+    np.testing.assert_array_equal(kept[..., others, :], f64(tail)[..., others, :])
+
+    # the reference's keys are the kernel's own, which were just checked; its queries are rounded once as they are
+    q = f64(array(q, case.dtype))
+    everything = np.concatenate([f64(kv)[..., : case.appended, :], kept[..., : case.waiting + case.length, :]], axis=3)
+    want, largest = attention(case, q, *everything)
+    largest = min(largest, case.softcap or math.inf)
+    tolerance = max(1e-6, ROUNDING[case.dtype] / 2) * (1 + largest / 4)
+    assert_close(got, want, case.dtype, tolerance * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("case", covering(draw, 90), ids=name_of)
+def test_against_float64(case: Case, device: str) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("waiting", range(TAIL))
+def test_every_place_in_the_tail(waiting: int, device: str) -> None:
+    check(Case(waiting=waiting, appended=37, simdgroups=2))
+    if waiting % 8 == 3:
+        check(Case(waiting=waiting, appended=37, splits=2, window=30))
+
+
+@pytest.mark.parametrize("appended", [0, 1, 2, 3, 255, 256])
+def test_an_empty_and_a_full_cache(appended: int, device: str) -> None:
+    for waiting in (0, 1, 31):
+        check(Case(appended=appended, waiting=waiting, capacity=256, splits=None))
+        check(Case(appended=appended, waiting=waiting, capacity=256, splits=4, group=2, simdgroups=2))
+
+
+def test_long_sequences_are_split(device: str) -> None:
+    assert default_layout(Case().heads, 256).splits == 1
+    case = Case(appended=2000, waiting=20, capacity=2048, splits=None, shared=4, length=2, dtype="float16")
+    layout = default_layout(case.heads, case.capacity)
+    assert layout.splits > 1 and layout.group > 1
+    check(case)
+
+
+def test_layouts_of_too_many_registers_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="more registers"):
+        check(Case(shared=4, group=4, splits=1, simdgroups=16))
+
+
+@pytest.mark.parametrize("dim", [16, 63, 65, 100, 160, 320])
+def test_other_head_sizes_are_uncovered(dim: int) -> None:
+    with pytest.raises(Uncovered, match=f"head_dim of {dim}"):
+        Heads(2, 1, dim, scale=1.0, rotary_dims=dim).check()
+    Heads(2, 1, 64, scale=1.0, rotary_dims=64).check()

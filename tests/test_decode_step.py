@@ -1,0 +1,280 @@
+"""Whole decode steps by fused kernels: against the same model in plain operations, and against stock mlx-lm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from checkpoints import relative_error
+from decode_runs import Action, checkpoint, error, fused, run, tokens
+from kernel_runs import DEVICES, on_device
+from mlx_lm.generate import generate_step, speculative_generate_step
+from mlx_lm.models import cache as stock
+from mlx_lm.utils import load_model as load_stock
+
+from flashnorm_mlx import loader
+from flashnorm_mlx.architectures import decode
+from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
+from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.errors import FlashNormError
+from flashnorm_mlx.kernels.packed import Uncovered
+from flashnorm_mlx.layers import norm
+from flashnorm_mlx.layers.fused import FusedBlock
+from flashnorm_mlx.loader import load_model
+
+TOLERANCE = 5e-6
+#: Past the 32 tokens of the tail, with several tokens at once, and back.
+LONG: list[Action] = [
+    *[("prompt", 9), *[("step", 1)] * 40, *[("step", 3)] * (PATIENCE + 2), ("trim", 5), *[("step", 1)] * 2],
+    *[("trim", 44), ("step", 1), ("prompt", 12), ("step", 1), ("step", 3)],
+]
+SHORT: list[Action] = [("prompt", 9), *[("step", 1)] * 4]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One order of threads and no checks: the kernels have tests of their own. Under the harness nothing is traced."""
+    with on_device(request.param, check=False, seeds=(0,)) as name:
+        if name == "harness":
+            mx.disable_compile()
+        yield name
+        mx.enable_compile()
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the passes that kernels made, once a model is ready."""
+    made: list[tuple[int, ...]] = []
+    original = DecodeStep.__call__
+
+    def counted(self: DecodeStep, ids: mx.array, cache: list) -> mx.array:
+        made.append(tuple(ids.shape))
+        return original(self, ids, cache)
+
+    monkeypatch.setattr(DecodeStep, "__call__", counted)
+    return made
+
+
+CASES = [
+    ("llama", False, "flashnorm", None, LONG),
+    ("llama", True, "baseline", 4, SHORT),
+    ("llama", True, "flashnorm", 4, SHORT),
+    ("llama", False, "none", 8, SHORT),
+    ("qwen2", True, "flashnorm", None, SHORT),
+    ("qwen2", False, "flashnorm", 4, LONG),
+    ("qwen3", False, "flashnorm", None, SHORT),
+    ("qwen3", True, "flashnorm", 4, LONG),
+    ("qwen3", False, "baseline", None, SHORT),
+]
+
+
+@pytest.mark.parametrize(("family", "tied", "arm", "bits", "plan"), CASES)
+def test_steps_are_the_models_own_and_stock_mlx_lms(
+    family: str, tied: bool, arm: str, bits: int | None, plan: list[Action], tmp_path: Path, device: str, passes: list
+) -> None:
+    path = checkpoint(tmp_path / "m", family, bits, tie_word_embeddings=tied)
+    model = fused(path, arm=arm)
+    passes.clear()
+    got = run(model, plan)
+    assert passes.count((1, 1)) == plan.count(("step", 1))
+    if plan is LONG:
+        assert passes.count((1, 3)) >= 3
+    assert error(got, run(load_model(path, arm=arm, kernels="reference"), plan)) <= TOLERANCE
+    if arm != "none":
+        assert error(got, run(load_stock(path)[0], plan)) <= TOLERANCE
+
+
+def test_a_batch(tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m", "qwen3", 4)
+    plan = [("prompt", 9), *[("step", 1)] * (PATIENCE + 3), ("trim", 3), *[("step", 2)] * (PATIENCE + 2)]
+    model = fused(path)
+    passes.clear()
+    got = run(model, plan, batch=2)
+    assert passes.count((2, 1)) >= 3 and passes.count((2, 2)) >= 2
+    assert error(got, run(load_stock(path)[0], plan, batch=2)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_low_precision_is_no_worse_than_plain(bits: int | None, dtype: str, tmp_path: Path, device: str) -> None:
+    """Judged against float32, as a root mean square over all logits."""
+    path = checkpoint(tmp_path / "m", "qwen3", bits)
+    plan = [("prompt", 9), *[("step", 1)] * 6]
+    exact = run(load_model(path, dtype="float32", kernels="reference"), plan)
+
+    def distance(outputs: list[mx.array]) -> float:
+        assert all(str(a.dtype).endswith(dtype) for a in outputs)
+        squares = [mx.mean(mx.square(a.astype(mx.float32) - b)) for a, b in zip(outputs[1:], exact[1:], strict=True)]
+        return sum(squares).item() ** 0.5  # type: ignore[union-attr]
+
+    plain = distance(run(load_model(path, dtype=dtype, kernels="reference"), plan))
+    assert distance(run(fused(path, dtype=dtype), plan)) <= 1.2 * plain
+
+
+def test_generation_and_speculation(tmp_path: Path, device: str, passes: list) -> None:
+    """mlx-lm's own loops: greedy tokens are the same, also where drafts are made and taken back."""
+    path = checkpoint(tmp_path / "m")
+    plain, model = load_model(path, kernels="reference"), fused(path)
+    passes.clear()
+    prompt = tokens(7)[0]
+    want = [token for token, _ in generate_step(prompt, plain, max_tokens=16)]
+    assert [token for token, _ in generate_step(prompt, model, max_tokens=16)] == want
+    assert passes.count((1, 1)) >= 15
+    draft = load_model(checkpoint(tmp_path / "d", num_hidden_layers=1), kernels="reference")
+    drafted = speculative_generate_step(prompt, model, draft, num_draft_tokens=2, max_tokens=14)
+    assert [token for token, *_ in drafted] == want[:14]
+    assert (1, 3) in passes
+
+
+# ---- what the kernels are not for --------------------------------------------------------------------------------
+
+
+def full_cache(model: Any, kind: Callable[[], Any], batch: int = 1) -> list:
+    cache = [kind() for _ in model.layers]
+    model(tokens(9, batch), cache=cache)
+    return cache
+
+
+def test_caches_that_are_left_to_plain_operations(tmp_path: Path, device: str, passes: list) -> None:
+    model = fused(checkpoint(tmp_path / "m"))
+    ids = tokens(1)
+    want = model(ids, cache=full_cache(model, KVCache))
+    passes.clear()
+    rotating = full_cache(model, lambda: stock.RotatingKVCache(64))
+    mixed = [full_cache(model, KVCache)[0], full_cache(model, stock.KVCache)[1]]
+    for cache in (rotating, full_cache(model, lambda: stock.BatchKVCache([0])), mixed):
+        kinds = [type(c) for c in cache]
+        assert relative_error(model(ids, cache=cache), want) <= TOLERANCE
+        assert [type(c) for c in cache] == kinds
+    quantised = [c.to_quantized(32, 8) for c in full_cache(model, KVCache)]
+    assert relative_error(model(ids, cache=quantised), want) <= 0.1
+    uneven = full_cache(model, KVCache)
+    uneven[1].trim(1)
+    model(ids, cache=uneven)
+    embedded = model.model.embed_tokens(ids)
+    assert relative_error(model(None, cache=full_cache(model, KVCache), input_embeddings=embedded), want) <= TOLERANCE
+    assert model(ids).shape == (1, 1, 331) and model(tokens(9), cache=full_cache(model, KVCache)).shape[1] == 9
+    assert passes == []
+
+
+def test_stock_caches_become_ours(tmp_path: Path, device: str, passes: list) -> None:
+    model = fused(checkpoint(tmp_path / "m"))
+    want = model(tokens(1), cache=full_cache(model, KVCache))
+    cache = full_cache(model, stock.KVCache)
+    copies = list(cache)
+    passes.clear()
+    assert relative_error(model(tokens(1), cache=cache), want) <= TOLERANCE
+    assert passes == [(1, 1)] and [type(c) for c in cache] == [KVCache, KVCache]
+    assert [c.offset for c in cache] == [10, 10] and [c.offset for c in copies] == [9, 9]
+    assert [type(c) for c in model.make_cache()] == [KVCache, KVCache]
+
+
+def test_a_cache_of_another_dtype_or_batch_is_left_to_plain_operations(
+    tmp_path: Path, device: str, passes: list
+) -> None:
+    model, low = fused(checkpoint(tmp_path / "m")), load_model(tmp_path / "m", kernels="reference", dtype="bfloat16")
+    cache = full_cache(low, KVCache)
+    passes.clear()
+    model(tokens(1), cache=cache)
+    assert passes == []
+
+
+def test_an_empty_cache_needs_no_prompt(tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m", "qwen2")
+    model, plan = fused(path), [("step", 1)] * 3
+    passes.clear()
+    got = run(model, plan)
+    assert passes == [(1, 1)] * 3
+    assert error(got, run(load_stock(path)[0], plan)) <= TOLERANCE
+
+
+UNCOVERED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"head_dim": 40}, "a head_dim of 40"),
+    ("llama", {"bits": 3}, "affine quantisation with 3 bits in groups of 32"),
+    ("llama", {"intermediate_size": 190}, "rows of 190 float32 weights, which are no multiple of 16 bytes"),
+    (
+        "llama",
+        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 6},
+        "layers with a sliding window",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "options", "reason"), UNCOVERED)
+def test_uncovered_models_say_why_and_still_run(
+    family: str, options: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path / "m", family, **options)
+    model = load_model(path, kernels="reference")
+    want = run(model, SHORT)
+    with pytest.raises(Uncovered, match=reason):
+        model.fuse()
+    assert error(run(model, SHORT), want) == 0.0
+    monkeypatch.setattr(loader, "backend", lambda: "metal")
+    with pytest.raises(FlashNormError, match=f"no kernel for {reason}; use kernels='auto'"):
+        load_model(path, kernels="fused")
+    assert error(run(load_model(path), SHORT), want) == 0.0
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="there are kernels for this device")
+def test_without_a_gpu_fused_kernels_are_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "m")
+    with pytest.raises(FlashNormError, match="fused kernels need a GPU, Metal or CUDA; use kernels='auto'"):
+        load_model(path, kernels="fused")
+    assert type(load_model(path).make_cache()[0]) is stock.KVCache
+
+
+# ---- negative controls: each breaks something on purpose, and the comparison must see it ----------------------------
+
+
+def control_error(path: Path, plan: list[Action] = SHORT) -> float:
+    return error(run(fused(path), plan), run(load_stock(path)[0], plan))
+
+
+def test_control_another_eps(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, self.get("weight"), 0.0))
+    assert control_error(checkpoint(tmp_path / "m")) > 1e-4
+
+
+def test_control_gains_that_are_dropped(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, None, self.eps))
+    assert control_error(checkpoint(tmp_path / "m", bits=4)) > 1e-2
+
+
+def test_control_gains_of_the_qk_norm(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FusedBlock.__init__
+
+    def without(self: FusedBlock, *arguments: Any) -> None:
+        original(self, *arguments)
+        self.gains = mx.ones_like(self.gains)
+
+    monkeypatch.setattr(FusedBlock, "__init__", without)
+    assert control_error(checkpoint(tmp_path / "m", "qwen3")) > 1e-2
+
+
+def test_control_a_tail_that_is_not_taken_over(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = KVCache.wait
+    monkeypatch.setattr(KVCache, "wait", lambda self, tail, length: original(self, self.tail, length))
+    assert control_error(checkpoint(tmp_path / "m")) > 1e-2
+
+
+def test_control_a_tail_that_is_not_appended(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: KVCache) -> None:
+        start, self.waiting = self.offset, 0
+        self._reserve(start)
+
+    path, plan = checkpoint(tmp_path / "m"), [("prompt", 9), *[("step", 1)] * 33]
+    model, want = fused(path), run(load_stock(path)[0], plan)
+    monkeypatch.setattr(KVCache, "settle", lambda self: forget(self) if self.waiting else None)
+    got = run(model, plan)
+    assert error(got[:-1], want[:-1]) <= TOLERANCE < 1e-3 < error(got[-1:], want[-1:])
+
+
+def test_control_other_angles(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = decode.step_row
+
+    monkeypatch.setattr(decode, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
+    assert control_error(checkpoint(tmp_path / "m")) > 1e-3
