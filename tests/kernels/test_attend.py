@@ -66,6 +66,7 @@ def draw(rng: random.Random) -> Case:
     length = rng.choice([n for n in (1, 1, 2, 3, 4, 5, 6, 7, 8) if batch * n <= 8])
     shared = rng.choice([1, 2, 3, 4, 6])
     group = rng.choice(divisors(shared, (1, 2, 3, 4)))
+    group = rng.choice(divisors(shared, (1, 2, 3, 4)))
     return Case(
         dtype=rng.choice(list(DTYPES)),
         batch=batch,
@@ -77,7 +78,7 @@ def draw(rng: random.Random) -> Case:
         traditional=rng.choice([False, True]),
         qk_norm=rng.choice([False, True]),
         softcap=rng.choice([None, 2.0]),
-        window=rng.choice([None, None, 2, 20, 1000]),
+        window=rng.choice([None, None, 1, 2, 20, 1000]),
         appended=rng.choice([0, 1, 33, 70, 96]),
         waiting=rng.choice([0, 1, 7, TAIL - length]),
         size=rng.choice([0.7, 5.0]),
@@ -191,6 +192,25 @@ def test_long_sequences_are_split(device: str) -> None:
 def test_layouts_of_too_many_registers_are_refused(device: str) -> None:
     with pytest.raises(ValueError, match="more registers"):
         check(Case(shared=4, group=4, splits=1, simdgroups=16))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 45, 46, 47])
+def test_windows_as_long_as_what_is_there(window: int, device: str) -> None:
+    """Forty-five tokens before three new ones: a window may end in the buffer, in the tail, or among the new."""
+    check(Case(window=window, length=3, splits=2, simdgroups=2))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_that_are_hundreds_apart(splits: int, seed: int, device: str) -> None:
+    """No exponential is infinite, and no part's sum is lost: the largest score is subtracted everywhere."""
+    check(Case(size=20.0, splits=splits, simdgroups=2, appended=61 + seed, waiting=4, length=2, batch=2))
+
+
+def test_more_than_the_registers_hold_is_refused() -> None:
+    case = Case(shared=4)
+    with pytest.raises(ValueError, match="registers"):
+        attend(*(mx.zeros(1) for _ in range(4)), case.heads, layout=Layout(1, 4, 16))
 
 
 @pytest.mark.parametrize("dim", [16, 63, 65, 100, 160, 320])
