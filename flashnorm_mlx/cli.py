@@ -161,7 +161,7 @@ def _add_loading(parser: argparse.ArgumentParser) -> None:
         "--kernels",
         choices=("auto", "reference", "fused"),
         default="auto",
-        help="plain MLX operations, or fused kernels where there are any (default: auto)",
+        help="auto: whichever proves faster (default); reference: plain MLX operations; fused: kernels only",
     )
     group.add_argument("--revision", help="branch, tag or commit of a hub repository")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .architectures.base import Decoder, named_arrays
 from .checkpoint import Checkpoint, local, open_checkpoint, read_json
 from .errors import FlashNormError
 from .kernels.dialect import backend
-from .kernels.packed import Uncovered
+from .kernels.packed import Failed, Uncovered
 from .layers.norm import ARMS
 from .plan import MARKED
 
@@ -114,6 +115,8 @@ def _fuse(model: Decoder, kernels: str, progress: Progress) -> None:
     except Uncovered as reason:
         if kernels == "fused":
             raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None
+        if isinstance(reason, Failed):
+            warnings.warn(f"flashnorm: fused kernels fail, plain operations take their place: {reason}", stacklevel=3)
 
 
 def check_options(arm: str, kernels: str) -> None:

@@ -133,6 +133,7 @@ class Decoder(nn.Module):
 
         Raises:
             Uncovered: if there is no kernel for one of the layers.
+            Failed: if there is one, and it fails on this device.
         """
         self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure)
 

@@ -13,7 +13,7 @@ from mlx_lm.models import cache as stock
 from ..cache import KVCache
 from ..kernels.attend import SHORT, default_layout, step_row
 from ..kernels.embed import embed
-from ..kernels.packed import Uncovered
+from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
 from ..layers.fused import Projection
 
@@ -33,7 +33,8 @@ class DecodeStep:
         measure: let each projection be done in plain operations where those are faster.
 
     Raises:
-        Uncovered: if a kernel doesn't cover one of the model's layers, or fails on this device.
+        Uncovered: if a kernel doesn't cover one of the model's layers.
+        Failed: if one fails on this device.
     """
 
     def __init__(self, model: Decoder, dtype: mx.Dtype, *, measure: bool) -> None:
@@ -48,7 +49,7 @@ class DecodeStep:
         self.compiled = mx.compile(self.run)
         for capacity in (KVCache.step, 2 * SHORT):  # both forms of attention, so that nothing is compiled mid-sentence
             if failure := self.failure(1, 1, capacity):
-                raise Uncovered(failure)
+                raise Failed(failure)
 
     def takes(self, ids: mx.array, cache: list) -> bool:
         """Whether these tokens and caches are what the kernels are for; stock caches become ours on the way."""

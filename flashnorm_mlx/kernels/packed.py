@@ -16,6 +16,10 @@ class Uncovered(Exception):
     """What the kernels can't run, in words."""
 
 
+class Failed(Uncovered):
+    """What there is a kernel for, but this device or its compiler won't run it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """``W [rows, columns]`` in ``bits`` (4 and 8: affine groups of ``group_size``; 16, 32: plain), in one buffer."""

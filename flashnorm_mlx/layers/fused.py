@@ -77,8 +77,18 @@ class Projection:
             RuntimeError: if neither works.
         """
         w = self.packed
-        operation = f"project {w.rows} x {w.columns}, {w.bits}-bit in {w.group_size}, {w.dtype}, {rows} rows"
-        operation += f"{', normed' * (self.norm is not None)}{', gated' * (self.activation is not None)}"
+        weights = f"{w.bits}-bit in groups of {w.group_size}" if w.bits < 16 else "not quantised"
+        dtype = str(w.dtype).removeprefix("mlx.core.")
+        operation = f"project {w.rows} x {w.columns}, {weights}, {dtype}, {rows} row{'s' * (rows > 1)}"
+        for word, applies in (
+            ("behind rms_norm", self.prepare is not None),
+            ("normed", self.eps is not None),
+            ("with gain", w.gain),
+            ("with bias", w.bias),
+            ("gated", self.activation is not None),
+            ("added", self.adds),
+        ):
+            operation += f", {word}" * applies
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
         forms = {

@@ -204,7 +204,7 @@ def test_windows_as_long_as_what_is_there(window: int, device: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_that_are_hundreds_apart(splits: int, seed: int, device: str) -> None:
     """No exponential is infinite, and no part's sum is lost: the largest score is subtracted everywhere."""
-    check(Case(size=20.0, splits=splits, simdgroups=2, appended=61 + seed, waiting=4, length=2, batch=2))
+    check(Case(size=20.0, splits=splits, group=2, simdgroups=3, appended=61 + seed, waiting=4, length=2, batch=2))
 
 
 def test_more_than_the_registers_hold_is_refused() -> None:

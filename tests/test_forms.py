@@ -1,0 +1,89 @@
+"""Decode steps where not every operation is done by its kernel."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from decode_runs import Action, checkpoint, error, run
+from kernel_runs import DEVICES, on_device
+from mlx_lm.utils import load_model as load_stock
+
+from flashnorm_mlx import loader
+from flashnorm_mlx.errors import FlashNormError
+from flashnorm_mlx.kernels import dialect
+from flashnorm_mlx.layers import fused
+from flashnorm_mlx.loader import load_model
+
+PLAN: list[Action] = [("prompt", 9), *[("step", 1)] * 3]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    with on_device(request.param, check=False, seeds=(0,)) as name:
+        if name == "harness":
+            mx.disable_compile()
+        yield name
+        mx.enable_compile()
+
+
+@pytest.mark.parametrize("arm", ["flashnorm", "baseline"])
+@pytest.mark.parametrize("plain", ["normed", "added", "gated", "project"])
+def test_some_operations_in_plain_form(
+    plain: str, arm: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def choice(operation: str, forms: Mapping[str, Any], x: mx.array, residual: mx.array | None) -> str:
+        asked.append(operation)
+        values = [form(x, residual) for form in forms.values()]
+        assert values[0].shape == values[1].shape and values[0].dtype == values[1].dtype
+        return "plain" if plain in operation else "kernel"
+
+    monkeypatch.setattr(fused, "fastest", choice)
+    path = checkpoint(tmp_path / "m", "qwen2", tie_word_embeddings=False)
+    model = load_model(path, arm=arm, kernels="reference")
+    model.fuse(measure=True)
+    chosen = [1 in p.plain_for for p in model._step.blocks[0].projections]
+    normed = arm == "flashnorm"
+    expected = {
+        "normed": [normed, False, normed, False],
+        "added": [False, True, False, True],
+        "gated": [False, False, True, False],
+        "project": [True, True, True, True],
+    }
+    assert chosen == expected[plain]
+    assert len(set(asked)) == 5 and any("with bias" in operation for operation in asked)
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
+
+
+def test_kernels_that_fail_are_replaced_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(*args: Any, **options: Any) -> mx.array:
+        raise RuntimeError("no compiler here\nand much more")
+
+    monkeypatch.setattr(dialect, "launch", launch)
+    monkeypatch.setattr(loader, "backend", lambda: "cuda")
+    path = checkpoint(tmp_path / "m", bits=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load_model(path, dtype="float32")
+    said = [str(w.message) for w in caught]
+    assert len(set(said)) == len(said) == 6  # five shapes of projections, and the step
+    assert all("no compiler here" in text and "much more" not in text for text in said)
+    assert said[-1].startswith("flashnorm: fused kernels fail, plain operations take their place: 1 x 1 tokens")
+    assert model.kernels == "reference"
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
+    with pytest.raises(FlashNormError, match="no kernel for 1 x 1 tokens on this device: no compiler here; use"):
+        load_model(path, kernels="fused")
+
+
+def test_what_no_kernel_covers_is_left_to_plain_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "backend", lambda: "metal")
+    path = checkpoint(tmp_path / "m", head_dim=48)
+    assert load_model(path).kernels == "reference"
+    with pytest.raises(FlashNormError, match="no kernel for a head_dim of 48; use kernels='auto'"):
+        load_model(path, kernels="fused")
