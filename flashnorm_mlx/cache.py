@@ -25,17 +25,26 @@ class KVCache(stock.KVCache):
 
     def __init__(self) -> None:
         self.buffer: mx.array | None = None
+        #: The buffer's batch, capacity and dtype, which must agree between the layers of a model for a fused step.
+        self.room: tuple[int, int, str] | None = None
         self.tail: mx.array | None = None
         self.waiting = 0
         self.offset = 0
 
     @classmethod
-    def adopt(cls, other: stock.KVCache) -> KVCache:
-        """A stock cache's content, as one of this class."""
-        new = cls()
-        if other.keys is not None:
-            new.state = other.keys, other.values, other.offset
-        return new
+    def adopt(cls, cache: stock.KVCache) -> None:
+        """Make a stock cache one of this class, in place, for others may hold it, too; its content stays."""
+        keys, values, offset = cache.keys, cache.values, cache.offset
+        cache.__dict__.clear()
+        cache.__class__ = cls
+        cls.__init__(cache)
+        if keys is not None:
+            cache.state = keys, values, offset
+
+    def hold(self, buffer: mx.array | None) -> None:
+        """Take over a buffer."""
+        self.buffer = buffer
+        self.room = None if buffer is None else (buffer.shape[1], buffer.shape[3], str(buffer.dtype))
 
     @property
     def appended(self) -> int:
@@ -44,7 +53,7 @@ class KVCache(stock.KVCache):
 
     @property
     def capacity(self) -> int:
-        return 0 if self.buffer is None else self.buffer.shape[3]
+        return 0 if self.room is None else self.room[1]
 
     def settle(self) -> None:
         """Append what waits in the tail to the buffer."""
@@ -52,14 +61,15 @@ class KVCache(stock.KVCache):
             assert self.buffer is not None and self.tail is not None
             _, batch, heads, _, dim = self.buffer.shape
             newest = self.tail[: 2 * batch * heads * TAIL * dim].reshape(2, batch, heads, TAIL, dim)
-            start, self.waiting = self.appended, 0
+            start = self.appended
             self._reserve(self.offset)
             self.buffer[..., start : self.offset, :] = newest[..., : self.offset - start, :]
+            self.waiting = 0  # last, so that nothing is lost if this is interrupted
 
     def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
         if self.buffer is None:
-            self.buffer = mx.zeros((2, *shape[:2], self.step, shape[2]), dtype)
+            self.hold(mx.zeros((2, *shape[:2], self.step, shape[2]), dtype))
         if self.waiting + length > TAIL:
             self.settle()
 
@@ -73,8 +83,9 @@ class KVCache(stock.KVCache):
         self.settle()
         start, end = self.offset, self.offset + keys.shape[2]
         if self.buffer is None:
-            self.buffer = mx.zeros((2, *keys.shape[:2], 0, keys.shape[3]), keys.dtype)
+            self.hold(mx.zeros((2, *keys.shape[:2], 0, keys.shape[3]), keys.dtype))
         self._reserve(end)
+        assert self.buffer is not None
         self.buffer[0, ..., start:end, :] = keys
         self.buffer[1, ..., start:end, :] = values
         self.offset = end
@@ -88,17 +99,25 @@ class KVCache(stock.KVCache):
             step = self.step if tokens <= 4096 else 4096
             size = max(-(-tokens // step) * step, min(2 * size, 4096))
             new = mx.zeros((*self.buffer.shape[:3], size - self.capacity, self.buffer.shape[4]), self.buffer.dtype)
-            self.buffer = mx.concatenate([self.buffer, new], axis=3)
+            self.hold(mx.concatenate([self.buffer, new], axis=3))
 
     @property
     def keys(self) -> mx.array | None:
         self.settle()
         return None if self.buffer is None else self.buffer[0]
 
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.hold(mx.stack([keys, self.values]))  # type: ignore[list-item]
+
     @property
     def values(self) -> mx.array | None:
         self.settle()
         return None if self.buffer is None else self.buffer[1]
+
+    @values.setter
+    def values(self, values: mx.array) -> None:
+        self.hold(mx.stack([self.keys, values]))  # type: ignore[list-item]
 
     @property
     def state(self) -> Any:
@@ -113,7 +132,7 @@ class KVCache(stock.KVCache):
     def state(self, state: Any) -> None:
         keys, values, *offset = state
         self.tail, self.waiting = None, 0
-        self.buffer = None if keys is None else mx.stack([keys, values])
+        self.hold(None if keys is None else mx.stack([keys, values]))
         self.offset = offset[0] if offset else keys.shape[2]
 
     def trim(self, n: int) -> int:

@@ -119,7 +119,7 @@ def _kernels(model: Decoder) -> tuple[str, ...]:
     lines = []
     for operation, known in measured().items():
         if any(operation.startswith(f"project {rows} x {columns},") for rows, columns in shapes):
-            times = ", ".join(f"{form} {us:g} µs" for form, us in known.get("us", {}).items())
+            times = ", ".join(f"{form} {us:g} µs" for form, us in known["us"].items())
             lines.append(f"{operation}: {known['form']} ({times})")
     return tuple(lines) or (f"fused, {which}; measured when the model is first loaded",)
 

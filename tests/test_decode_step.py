@@ -168,7 +168,7 @@ def test_stock_caches_become_ours(tmp_path: Path, device: str, passes: list) -> 
     passes.clear()
     assert relative_error(model(tokens(1), cache=cache), want) <= TOLERANCE
     assert passes == [(1, 1)] and [type(c) for c in cache] == [KVCache, KVCache]
-    assert [c.offset for c in cache] == [10, 10] and [c.offset for c in copies] == [9, 9]
+    assert [c.offset for c in copies] == [10, 10]  # whoever else holds them sees the same
     assert [type(c) for c in model.make_cache()] == [KVCache, KVCache]
 
 

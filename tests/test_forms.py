@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from decode_runs import Action, checkpoint, error, run
+from decode_runs import Action, checkpoint, error, run, tokens
 from kernel_runs import DEVICES, on_device
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx import loader
+from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
 from flashnorm_mlx.layers import fused
@@ -79,6 +83,79 @@ def test_kernels_that_fail_are_replaced_and_reported(tmp_path: Path, monkeypatch
     assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
     with pytest.raises(FlashNormError, match="no kernel for 1 x 1 tokens on this device: no compiler here; use"):
         load_model(path, kernels="fused")
+
+
+def test_a_launch_that_mlx_refuses_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal's limit on threads is a ValueError."""
+
+    def launch(*args: Any, **options: Any) -> mx.array:
+        raise ValueError("Thread group size (512) is greater than the maximum")
+
+    monkeypatch.setattr(dialect, "launch", launch)
+    monkeypatch.setattr(loader, "backend", lambda: "metal")
+    with pytest.warns(UserWarning, match="Thread group size"):
+        assert load_model(checkpoint(tmp_path / "m")).kernels == "reference"
+
+
+def test_layers_of_different_capacity_are_left_to_plain_operations(tmp_path: Path, device: str) -> None:
+    """As an interrupted prompt leaves them."""
+    path = checkpoint(tmp_path / "m")
+    model, stock_model = load_model(path, kernels="reference"), load_stock(path)[0]
+    model.fuse()
+    cache, theirs = make_prompt_cache(model), make_prompt_cache(stock_model)
+    cache[0].update_and_fetch(mx.zeros((1, 1, 300, 64)), mx.zeros((1, 1, 300, 64)))
+    cache[0].trim(300)
+    for ids in (tokens(20), tokens(1), tokens(1)):
+        assert error([model(ids, cache=cache)], [stock_model(ids, cache=theirs)]) <= 5e-6
+    assert cache[0].capacity != cache[1].capacity
+
+
+def test_an_interruption_loses_no_token(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path / "m")
+    model, stock_model = load_model(path, kernels="reference"), load_stock(path)[0]
+    model.fuse()
+    cache, theirs = make_prompt_cache(model), make_prompt_cache(stock_model)
+    for m, c in ((model, cache), (stock_model, theirs)):
+        for _ in range(3):
+            m(tokens(1), cache=c)
+
+    def interrupt(self: KVCache, size: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(KVCache, "_reserve", interrupt)
+        cache[1].settle()
+    assert [c.waiting for c in cache] == [3, 3]
+    assert error([model(tokens(1), cache=cache)], [stock_model(tokens(1), cache=theirs)]) <= 5e-6
+
+
+def test_exchanged_layers_are_noticed_at_the_next_prompt(tmp_path: Path, device: str) -> None:
+    path = checkpoint(tmp_path / "m")
+    model, plain = load_model(path, kernels="reference"), load_model(path, kernels="reference")
+    model.fuse()
+    for m in (model, plain):
+        m.layers[1].mlp.down_proj.weight = 2 * m.layers[1].mlp.down_proj.weight
+    assert error(run(model, PLAN), run(plain, PLAN)) <= 5e-6 and model.kernels == "reference"
+
+
+def test_a_model_is_freed_when_it_is_deleted(tmp_path: Path, device: str) -> None:
+    model = load_model(checkpoint(tmp_path / "m"), kernels="reference")
+    model.fuse()
+    watched = weakref.ref(model._step)
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_ids_below_zero_count_from_the_end(tmp_path: Path, device: str) -> None:
+    model = load_model(checkpoint(tmp_path / "m"), kernels="reference")
+    model.fuse()
+    below, above = (model(mx.array([[i]]), cache=make_prompt_cache(model)) for i in (-1, 330))
+    assert mx.array_equal(below, above).item()
 
 
 def test_what_no_kernel_covers_is_left_to_plain_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,11 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        if self._step is not None and input_embeddings is None and cache and self._step.takes(inputs, cache):
-            return self._step(inputs, cache)
+        if self._step is not None and input_embeddings is None:
+            if inputs.size > 1 and self._step.is_stale():
+                self._step = None
+            elif cache and self._step.takes(inputs, cache):
+                return self._step(inputs, cache)
         h = self.embed(inputs) if input_embeddings is None else input_embeddings
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import mlx.core as mx
 import numpy as np
@@ -46,7 +47,8 @@ class DecodeStep:
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
         self.tried: dict[tuple[int, int, bool], str] = {}
-        self.compiled = mx.compile(self.run)
+        own = ref(self)  # a compiled function that held this object would keep the weights in memory with it
+        self.compiled = mx.compile(lambda *arrays: own().run(*arrays))  # type: ignore[union-attr]
         for capacity in (KVCache.step, 2 * SHORT):  # both forms of attention, so that nothing is compiled mid-sentence
             if failure := self.failure(1, 1, capacity):
                 raise Failed(failure)
@@ -59,17 +61,23 @@ class DecodeStep:
         if rows > 1 and self.seen[rows] < PATIENCE:
             self.seen[rows] += 1
             return False
-        if type(cache[0]) is stock.KVCache and all(type(c) is stock.KVCache for c in cache):
-            cache[:] = [KVCache.adopt(c) for c in cache]
+        if all(type(c) is stock.KVCache for c in cache):
+            for c in cache:
+                KVCache.adopt(c)
         if any(type(c) is not KVCache for c in cache):
             return False
-        first = cache[0]
-        if first.buffer is not None and (first.buffer.shape[1] != ids.shape[0] or first.buffer.dtype != self.dtype):
+        first, (batch, length) = cache[0], ids.shape
+        if any(c.offset != first.offset or c.waiting != first.waiting or c.room != first.room for c in cache):
             return False
-        if any(c.offset != first.offset or c.waiting != first.waiting for c in cache):
+        if first.room is not None and first.room != (batch, first.capacity, str(self.dtype)):
             return False
-        batch, length = ids.shape
-        return not self.failure(batch, length, first.capacity or KVCache.step)
+        if first.buffer is not None and first.buffer.size >= 2**31:  # the kernels count in 32 bits
+            return False
+        return not self.failure(batch, length, first.capacity)
+
+    def is_stale(self) -> bool:
+        """Whether a layer was exchanged, or its weights, since the kernels' buffers were made (adapters do that)."""
+        return any(block.is_stale() for block in self.blocks)
 
     def failure(self, batch: int, length: int, capacity: int) -> str:
         """Why a step of this shape can't be had, else nothing. Its kernels are chosen, compiled and run once for it."""
@@ -80,8 +88,9 @@ class DecodeStep:
                 if self.measure:
                     for projection in [p for block in self.blocks for p in block.projections] + [self.head]:
                         projection.choose(batch * length)
-                mx.eval(self(mx.zeros((batch, length), mx.int32), self.blank(batch, capacity)))
-            except RuntimeError as error:  # a compiler's or a driver's, of any kind
+                caches = self.blank(batch, 2 * SHORT if capacity > SHORT else KVCache.step)
+                mx.eval(self(mx.zeros((batch, length), mx.int32), caches))
+            except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
                 lines = str(error).strip().splitlines() or ["no reason given"]
                 self.tried[key] = f"{batch} x {length} tokens on this device: {lines[0]}"
                 if (batch, length) != (1, 1):
@@ -92,11 +101,12 @@ class DecodeStep:
         """Caches without content."""
         caches = [KVCache() for _ in self.blocks]
         for c, block in zip(caches, self.blocks, strict=True):
-            c.buffer = mx.zeros((2, batch, block.heads.kv_heads, capacity, block.heads.head_dim), self.dtype)
+            c.hold(mx.zeros((2, batch, block.heads.kv_heads, capacity, block.heads.head_dim), self.dtype))
         return caches
 
     def __call__(self, ids: mx.array, cache: list[KVCache]) -> mx.array:
         batch, length = ids.shape
+        ids = ids.view(mx.int32) if ids.dtype == mx.uint32 else ids.astype(mx.int32)  # one dtype, one kernel
         for c, block in zip(cache, self.blocks, strict=True):
             heads = block.heads
             c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
@@ -108,7 +118,7 @@ class DecodeStep:
         angles = np.arange(start, start + length, dtype=np.float32)[:, None] * self.inv_freq
         splits = default_layout(self.blocks[0].heads, capacity).splits
         step = step_row(first.appended, first.waiting, capacity, splits, angles)
-        logits, tails = self.compiled(ids, step, [c.buffer for c in cache], [c.tail for c in cache])  # type: ignore[misc]
+        logits, tails = self.compiled(ids, step, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
         return logits

@@ -75,7 +75,7 @@ def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: m
                 mx.eval(chain(x, residual))
                 best = min(best, time.perf_counter() - start)
             times[name] = round(best / LAUNCHES * 1e6, 2)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)
     if not times:
@@ -106,8 +106,12 @@ def _load() -> dict[str, dict[str, Any]]:
     """The file's content; a file that can't be read counts as empty, for everything in it can be measured again."""
     try:
         content = json.loads(file().read_text(encoding="utf-8"))
-        return {k: v for k, v in content.items() if isinstance(v, dict) and isinstance(v.get("form"), str)}
-    except (OSError, ValueError, AttributeError):
+        return {
+            k: v
+            for k, v in content.items()
+            if isinstance(v, dict) and isinstance(v.get("form"), str) and isinstance(v.get("us"), dict)
+        }
+    except (OSError, ValueError, AttributeError, RuntimeError):  # RuntimeError: no home, or nested too deeply
         return {}
 
 
@@ -118,5 +122,5 @@ def _save() -> None:
         with tempfile.NamedTemporaryFile("w", dir=file().parent, delete=False, encoding="utf-8") as scratch:
             json.dump(_load() | _known, scratch, indent=1)
         Path(scratch.name).replace(file())
-    except OSError:
+    except (OSError, RuntimeError):
         pass  # measured again next time

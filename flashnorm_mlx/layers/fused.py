@@ -43,6 +43,7 @@ class Projection:
         self.prepare: Callable[[mx.array], mx.array] | None = prepare
         self.eps: float | None = eps
         self.packed: Packed = pack(layer, dtype, gain)
+        self.weight = layer["weight"]
         self.plain_for: set[int] = set()
 
     def __call__(self, x: mx.array, rows: int, residual: mx.array | None = None, x_offset: int = 0) -> mx.array:
@@ -124,10 +125,18 @@ class FusedBlock:
             qk_norm_eps=attention.qk_norm_eps,
         )
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
+        self.places = ((attention, "qkv_proj"), (attention, "o_proj"), (mlp, "gate_up_proj"), (mlp, "down_proj"))
         self.heads.check()
         self.gains: mx.array | None = None
         if attention.qk_norm_eps is not None:
             self.gains = mx.concatenate([attention.q_norm["weight"], attention.k_norm["weight"]]).astype(mx.float32)
+
+    def is_stale(self) -> bool:
+        """Whether one of the layers is no longer where it was, or has other weights."""
+        return any(
+            owner.get(name) is not p.layer or p.layer["weight"] is not p.weight
+            for p, (owner, name) in zip(self.projections, self.places, strict=True)
+        )
 
     def __call__(
         self, h: mx.array, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int
