@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -35,7 +35,8 @@ class Case:
     appended: int = 40
     waiting: int = 5
     capacity: int = 96
-    size: float = 1.0
+    size: float = 1.0  # of queries and new keys and values
+    cached: float = 1.0  # of those in the cache
     # of the layout; None: the default one
     splits: int | None = 1
     group: int = 1
@@ -124,7 +125,7 @@ def check(case: Case) -> None:
     h, before, dtype = case.heads, case.appended + case.waiting, DTYPES[case.dtype]
     rows, width = case.batch * case.length, case.heads.heads * case.dim
     qkv = array(rng.normal(size=(rows, width + 2 * case.kv_heads * case.dim)) * case.size, case.dtype)
-    kv = rng.normal(size=(2, case.batch, case.kv_heads, case.capacity, case.dim))
+    kv = rng.normal(size=(2, case.batch, case.kv_heads, case.capacity, case.dim)) * case.cached
     kv[..., case.appended :, :] = math.nan  # nobody may look there
     tail = rng.normal(size=(2, case.batch, case.kv_heads, TAIL, case.dim))
     tail[..., case.waiting :, :] = math.nan
@@ -204,7 +205,9 @@ def test_windows_as_long_as_what_is_there(window: int, device: str) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_that_are_hundreds_apart(splits: int, seed: int, device: str) -> None:
     """No exponential is infinite, and no part's sum is lost: the largest score is subtracted everywhere."""
-    check(Case(size=20.0, splits=splits, group=2, simdgroups=3, appended=61 + seed, waiting=4, length=2, batch=2))
+    case = Case(size=20.0, cached=5.0, splits=splits, shared=3, group=3, simdgroups=3)
+    check(replace(case, appended=61 + seed, waiting=4, length=2, batch=2))
+    check(replace(case, appended=0, waiting=seed, kv_heads=2, batch=3))  # where the largest may be far below 0
 
 
 def test_more_than_the_registers_hold_is_refused() -> None:

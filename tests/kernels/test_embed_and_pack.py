@@ -44,10 +44,11 @@ def test_any_number_of_ids(ids: int, device: str) -> None:
     assert_close(embed(mx.array(numbers), pack(layer, mx.float32)), dense(layer)[numbers], "float32", 1e-7)
 
 
-def test_an_id_beyond_the_table_reads_its_last_row(device: str) -> None:
-    """As nothing may be read outside of the buffer."""
+def test_ids_outside_of_the_table(device: str) -> None:
+    """Negative ones count from its end, as MLX's do; none reads outside of the buffer."""
     layer = random_layer(np.random.default_rng(0), 8, 64, 4, 32, "float32", kind="embedding")
-    assert_close(embed(mx.array([8, 1000]), pack(layer, mx.float32)), dense(layer)[[7, 7]], "float32", 1e-7)
+    ids, rows = [8, 1000, 7, -1, -2, -7, -8, -9, -1000], [7, 7, 7, 7, 6, 1, 0, 0, 0]
+    assert_close(embed(mx.array(ids), pack(layer, mx.float32)), dense(layer)[rows], "float32", 1e-7)
 
 
 # ---- pack --------------------------------------------------------------------------------------------------------

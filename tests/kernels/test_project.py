@@ -64,7 +64,7 @@ def draw(rng: random.Random) -> Case:
         bits=rng.choice([4, 4, 8, None]),
         group=rng.choice(divisors(columns, (32, 64, 128))),
         columns=columns,
-        out=rng.choice([1, 7, 33, 131]),
+        out=rng.choice([1, 7, 32, 33, 131]),
         rows=rows,
         activation=activation,
         gain=rng.choice([False, True]),
@@ -82,9 +82,9 @@ def draw(rng: random.Random) -> Case:
             case,
             batch=rng.choice([n for n in (1, 2, 4, 8) if n <= most and not (activation and n == 1)]),
             batches=rng.choice([1, 2, 3]),
-            words=rng.choice([1, 2, 4]),
+            words=4 if case.pending else rng.choice([1, 2, 4]),  # all of a row at once
             split=rng.choice(["exact", "more"] if case.pending else ["exact", "more", "fewer", "one"]),
-            teams=1 if case.pending else rng.choice([1, 2, 3]),
+            teams=rng.choice([1, 2, 3]),
         )
     return case
 
@@ -170,6 +170,20 @@ def test_against_float64(case: Case, device: str) -> None:
 def test_parts_of_the_buffer_start_where_the_layer_ends_them(dtype: str, out: int, device: str) -> None:
     """Three groups a row: scales that fill no word, or no 16 bytes."""
     check(Case(dtype=dtype, out=out, bias=True, gain=True))
+
+
+@pytest.mark.parametrize("columns", [32, 1024, 1056, 1088])
+def test_columns_that_are_just_one_step_or_a_lane_more(columns: int, device: str) -> None:
+    """A lane has 32 columns: one lane does all of them, or all 32 lanes do, or one or two go a second step."""
+    check(Case(columns=columns, batch=2, words=4, split="one", out=5, bias=True))
+    check(Case(columns=columns // 8, bits=None, batch=2, words=4, split="one", out=5, rows=2))
+    check(Case(columns=columns // 8, bits=None, batch=1, batches=2, words=4, split="one", out=5, rows=2))
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(1, 1), (2, 1), (3, 1), (5, 1), (3, 3), (7, 2), (5, 4), (8, 4), (4, 8)])
+def test_sums_of_any_number(rows: int, batch: int, device: str) -> None:
+    """They are reduced 2, 4, 8, 16 or 32 at a time."""
+    check(Case(rows=rows, batch=batch, out=8, bias=True, gain=True))
 
 
 @pytest.mark.parametrize("bits", [4, None])
