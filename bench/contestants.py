@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ CONTESTANTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def load_all(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def load_all(folder: Path, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The contestants' models, and what was seen of each as it loaded; one that can't be loaded has its error there.
 
     ``model_bytes`` is the memory that loading added; ``first_token_ms`` the time of the very first token, kernels'
@@ -35,11 +35,11 @@ def load_all(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """
     models: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
-    for name, load in CONTESTANTS.items():
+    for name in names:
         mx.clear_cache()
         before, start = mx.get_active_memory(), time.perf_counter()
         try:
-            model = load(folder)
+            model = CONTESTANTS[name](folder)
             loaded = time.perf_counter()
             model_bytes = mx.get_active_memory() - before
             first_token(model, mx.arange(1, 17))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from contestants import Measure, compare, decode, decode_batch, described, load_all, prefill
+from contestants import CONTESTANTS, Measure, compare, decode, decode_batch, described, load_all, prefill
 from random_model import parameters, read_shape, scratch_root, shape_name, write_random
 from record import results_folder, save_row
 
@@ -39,6 +39,7 @@ def parse() -> argparse.Namespace:
     add("--depth", type=int, nargs="*", default=[16], help="prompt lengths for decode (default 16)")
     add("--batch", type=int, nargs="*", default=[], help="batch sizes for decode behind 16 tokens")
     add("--prefill", type=int, nargs="*", default=[], help="prompt lengths for prefill")
+    add("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="who is measured")
     add("--out", type=Path, help="folder for the JSON files (default bench/results/<device>)")
     return parser.parse_args()
 
@@ -74,7 +75,7 @@ def measure_shape(shape: str, scratch: Path, args: argparse.Namespace) -> None:
     dtype = getattr(mx, args.dtype)
     folder = write_random(shape, scratch / "model", dtype=dtype, bits=args.bits, converted=args.converted)
     written = time.perf_counter()
-    models, facts = load_all(folder)
+    models, facts = load_all(folder, args.contestants)
     print(f"{about['shape']}: written in {written - start:.1f} s, loaded in {time.perf_counter() - written:.1f} s")
     for name in (name for name in facts if name not in models):
         print(f"  {name}: {facts[name]['error']}")

@@ -58,8 +58,8 @@ def gpu_table(file: str, setting: str, wanted: Callable[[Row, list[Row]], bool] 
             found = row["contestants"]
             ratio = found["flashnorm"].get("over_none")
             cells = [result["device"], _shape(row), *(f"{row[name]:,}" for name in names), str(row["repeat"])]
-            cells += [_speed(found[name]) for name in ("mlx-lm", "flashnorm", "baseline", "none")]
-            cells += ["–" if ratio is None else f"{ratio:.3f}", _speed(found["reference"])]
+            cells += [_speed(found.get(name, {})) for name in ("mlx-lm", "flashnorm", "baseline", "none")]
+            cells += ["–" if ratio is None else f"{ratio:.3f}", _speed(found.get("reference", {}))]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -83,7 +83,7 @@ class KVCache(stock.KVCache):
         self.settle()
         start, end = self.offset, self.offset + keys.shape[2]
         if self.buffer is None:
-            self.hold(mx.zeros((2, *keys.shape[:2], 0, keys.shape[3]), keys.dtype))
+            self.hold(mx.zeros((2, *keys.shape[:2], self._size_for(end), keys.shape[3]), keys.dtype))
         self._reserve(end)
         assert self.buffer is not None
         self.buffer[0, ..., start:end, :] = keys
@@ -92,14 +92,17 @@ class KVCache(stock.KVCache):
         return self.buffer[0, ..., :end, :], self.buffer[1, ..., :end, :]
 
     def _reserve(self, tokens: int) -> None:
-        """Room for so many tokens. It doubles while it is small: each new size is a new graph to compile."""
+        """Room for so many tokens."""
         assert self.buffer is not None
-        size = self.capacity
-        if tokens > size:
-            step = self.step if tokens <= 4096 else 4096
-            size = max(-(-tokens // step) * step, min(2 * size, 4096))
-            new = mx.zeros((*self.buffer.shape[:3], size - self.capacity, self.buffer.shape[4]), self.buffer.dtype)
+        if tokens > self.capacity:
+            more = self._size_for(tokens) - self.capacity
+            new = mx.zeros((*self.buffer.shape[:3], more, self.buffer.shape[4]), self.buffer.dtype)
             self.hold(mx.concatenate([self.buffer, new], axis=3))
+
+    def _size_for(self, tokens: int) -> int:
+        """A capacity. It doubles while it is small: each new one is a new graph to compile."""
+        step = self.step if tokens <= 4096 else 4096
+        return max(-(-tokens // step) * step, min(2 * self.capacity, 4096))
 
     @property
     def keys(self) -> mx.array | None:

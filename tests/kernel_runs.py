@@ -7,6 +7,7 @@ a clang is there for it. With `-m gpu` the same tests run the real kernels.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,17 @@ def assert_close(got: mx.array | np.ndarray, want: np.ndarray, dtype: str, toler
     excess = np.abs(values - want) - (1.001 * ROUNDING[dtype] * np.abs(want) + tolerance + tiny)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), excess.shape)
     assert excess[worst] <= 0, f"{values[worst]} for {want[worst]} at {worst}, tolerance {tolerance:.1e}"
+
+
+def activate(name: str, x: np.ndarray) -> np.ndarray:
+    """The gate's activation ``name``."""
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu_pytorch_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if name == "gelu":
+        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return np.maximum(x, 0) ** {"relu": 1, "relu2": 2}[name]
 
 
 # ---- choices -----------------------------------------------------------------------------------------------------

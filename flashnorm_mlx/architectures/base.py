@@ -18,6 +18,7 @@ from ..layers.attention import Attention
 from ..layers.fused import FusedBlock
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS, settled
+from ..layers.prompt import MANY, PromptBlock, whole
 from ..plan import MARKED, Fold, Plan, make_plan
 from .config import Config
 from .decode import DecodeStep
@@ -45,6 +46,11 @@ class Block(nn.Module):
     def fused(self, dtype: mx.Dtype) -> FusedBlock:
         """The same block by kernels, for activations of ``dtype``; shares the weights."""
         return FusedBlock(self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm, dtype)
+
+    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock:
+        """The same block for many tokens, once it is fused."""
+        norms = self.input_layernorm, self.post_attention_layernorm
+        return PromptBlock(self.self_attn, self.mlp, *norms, dtype, measure=measure)
 
 
 class Stack(nn.Module):
@@ -96,9 +102,12 @@ class Decoder(nn.Module):
         h = self.embed(inputs) if input_embeddings is None else input_embeddings
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
-        for i, (layer, c) in enumerate(zip(self.layers, cache, strict=True)):
+        layers = self.layers
+        if self._step is not None and h.shape[0] * h.shape[1] >= MANY:
+            layers = self._step.prompt_blocks
+        for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
             h = self.step(i, layer, h, context, c)
-        return self.head(h)
+        return self.head(whole(h))
 
     def embed(self, ids: mx.array) -> mx.array:
         """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.models import cache as stock
 
@@ -47,6 +49,7 @@ class DecodeStep:
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
         self.tried: dict[tuple[int, int, bool], str] = {}
+        self.model = ref(model)
         own = ref(self)  # a compiled function that held this object would keep the weights in memory with it
         self.compiled = mx.compile(lambda *arrays: own().run(*arrays))  # type: ignore[union-attr]
         for capacity in (KVCache.step, 2 * SHORT):  # both forms of attention, so that nothing is compiled mid-sentence
@@ -74,6 +77,13 @@ class DecodeStep:
         if first.buffer is not None and first.buffer.size >= 2**31:  # the kernels count in 32 bits
             return False
         return not self.failure(batch, length, first.capacity)
+
+    @cached_property
+    def prompt_blocks(self) -> list[nn.Module]:
+        """The model's blocks for many tokens; their kernels are chosen when they are first needed."""
+        model = self.model()
+        assert model is not None
+        return [layer.prompt(self.dtype, measure=self.measure) for layer in model.layers]
 
     def is_stale(self) -> bool:
         """Whether a layer was exchanged, or its weights, since the kernels' buffers were made (adapters do that)."""

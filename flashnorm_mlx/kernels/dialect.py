@@ -8,6 +8,7 @@ Metal's gets the files' contents.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ _HEADERS = {
     "embed": ("words.msl",),
     "attend": ("words.msl", "rotate.msl"),
     "join": (),
+    "add_norm": ("words.msl",),
+    "gate": ("words.msl", "activation.msl"),
 }
 
 
@@ -47,15 +50,21 @@ def bits_of(value: float) -> int:
 
 @functools.cache
 def build(
-    which: str | None, name: str, operation: str, inputs: tuple[str, ...], defines: tuple[tuple[str, str], ...]
+    which: str | None,
+    name: str,
+    operation: str,
+    inputs: tuple[str, ...],
+    defines: tuple[tuple[str, str], ...],
+    threads: int,
 ) -> Callable[..., Any]:
-    """The kernel of one operation for one backend, compiled by MLX when it is first launched."""
+    """The kernel of one operation for one backend and ``threads`` a threadgroup, compiled when first launched."""
     folder = source_folder()
     macros = "".join(f"#define {key} {value}\n" for key, value in defines)
     options: dict[str, Any] = {"name": name, "input_names": list(inputs), "output_names": ["y"]}
     kernel: Any
     if which == "cuda":
-        header = "".join(f'#include "{folder / file}"\n' for file in ("prelude.cuda.h", *_HEADERS[operation]))
+        header = f"#define THREADS {threads}\n"  # see the prelude
+        header += "".join(f'#include "{folder / file}"\n' for file in ("prelude.cuda.h", *_HEADERS[operation]))
         kernel = mx.fast.cuda_kernel(**options, header=header + macros, source=f'#include "{folder / operation}.msl"\n')
         return kernel
     header = "".join(text(folder / file) for file in ("prelude.metal.h", *_HEADERS[operation]))
@@ -82,7 +91,7 @@ def launch(
 ) -> mx.array:
     """Launch a kernel with one output. ``grid`` counts threads, and must be a multiple of ``threadgroup``."""
     name = "fn_" + operation + "".join(f"_{key}" for key in inputs)
-    kernel = build(backend(), name, operation, tuple(inputs), tuple((defines or {}).items()))
+    kernel = build(backend(), name, operation, tuple(inputs), tuple((defines or {}).items()), math.prod(threadgroup))
     (y,) = kernel(
         inputs=list(inputs.values()),
         template=list(template.items()),

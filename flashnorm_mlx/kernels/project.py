@@ -109,6 +109,8 @@ def default_variant(w: Packed, rows: int, *, gated: bool, pending: bool = False)
     split = min(32 if pending else 16, -(-row_words // words // 32))
     if rows > 1:
         return Variant(4, 1, words, split, 1)
+    if split > 8 and not pending:  # two steps of half as many threads, of which more threadgroups fit on a GPU core
+        split = -(-split // 2)
     if w.rows >= 12288:
         return Variant(4, 4, words, split, 1)
     return Variant(4 if w.rows >= 3072 else 2, 1, words, split, 1)

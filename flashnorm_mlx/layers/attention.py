@@ -51,11 +51,15 @@ class Attention(nn.Module):
         The scale that the norm owes goes into RoPE's tables for q and k, onto v plainly; a QK-norm cancels it for q
         and k (§3, §4.1). Where nothing is owed, on a GPU, MLX's kernels for norm and RoPE are fewer launches.
         """
-        y, s = self._heads(norm(h, *self._qkv_layers()))
+        y, s = norm(h, *self._qkv_layers())
+        launched = s is None and mx.default_device() == mx.gpu
+        if launched and self.qk_norm_eps is not None:
+            return self._launched_qkv(y, positions)
+        y, s = self._heads((y, s))
         rotated = self.num_heads + self.num_kv_heads
         qk, v = y[:, :rotated], settled(y[:, rotated:], s)
-        if s is None and mx.default_device() == mx.gpu:
-            qk = positions.launch(qk if self.qk_norm_eps is None else self._launched_qk_norm(qk))
+        if launched:
+            qk = positions.launch(qk)
         elif self.qk_norm_eps is None:
             qk = rope.rotate(qk, positions.tables, s)
         else:
@@ -92,13 +96,15 @@ class Attention(nn.Module):
         assert self.qk_norm_eps is not None
         return settled(qk, fold.inverse_rms(qk, fold.cancelled_eps(self.qk_norm_eps, s)))
 
-    def _launched_qk_norm(self, qk: mx.array) -> mx.array:
+    def _launched_qkv(self, y: mx.array, positions: rope.Positions) -> QKV:
+        """QK-norm and RoPE by MLX's kernels. All of y is normed, v with it, for a slice would be copied first."""
         assert self.qk_norm_eps is not None
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        normed = [
-            mx.fast.rms_norm(x, gain["weight"], self.qk_norm_eps) for x, gain in ((q, self.q_norm), (k, self.k_norm))
-        ]
-        return mx.concatenate(normed, axis=1)
+        heads = y.reshape(*y.shape[:2], -1, self.head_dim)
+        q, k = (mx.fast.rms_norm(heads, norm["weight"], self.qk_norm_eps) for norm in (self.q_norm, self.k_norm))
+        rotated = self.num_heads + self.num_kv_heads
+        parts = q[:, :, : self.num_heads], k[:, :, self.num_heads : rotated], heads[:, :, rotated:]
+        q, k, v = (part.transpose(0, 2, 1, 3) for part in parts)
+        return positions.launch(q), positions.launch(k), v
 
     def _qk_gain(self) -> mx.array:
         """The gains of q_norm and k_norm, a head each: ``[heads, 1, head_dim]``."""

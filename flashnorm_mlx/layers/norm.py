@@ -22,6 +22,9 @@ Owed = tuple[mx.array, mx.array | None]
 #: kernel multiplies its input with and the ε of the scale that it applies, where it does so.
 Fusion = tuple[Callable[[mx.array], mx.array] | None, mx.array | None, float | None]
 
+#: A norm as an operation of its own: its gain, and ε.
+Explicit = tuple[mx.array | None, float]
+
 
 def settled(y: mx.array, scale: mx.array | None) -> mx.array:
     """``y·s`` in y's dtype; a float32 scale would otherwise promote the activations behind it."""
@@ -57,6 +60,9 @@ class BaselineNorm(nn.Module):
     def fused(self) -> Fusion:
         return lambda a: mx.fast.rms_norm(a, self["weight"], self.eps), None, None
 
+    def explicit(self) -> Explicit:
+        return self["weight"], self.eps
+
 
 class FlashNorm(nn.Module):
     """``(a W*ᵀ)·s + c`` with ``W* = W diag(g)`` and ``s = 1/RMS(a)``: gain folded, scale deferred (§1).
@@ -90,6 +96,9 @@ class FlashNorm(nn.Module):
     def fused(self) -> Fusion:
         return None, self.get("weight"), self.eps
 
+    def explicit(self) -> Explicit:
+        return self.get("weight"), self.eps
+
 
 class NoNorm(nn.Module):
     """``a Wᵀ + c``: the norm is left out. Wrong output; the upper bound on the speed of the other two."""
@@ -108,6 +117,9 @@ class NoNorm(nn.Module):
 
     def fused(self) -> Fusion:
         return None, None, None
+
+    def explicit(self) -> None:
+        return None
 
 
 ARMS = {"baseline": BaselineNorm, "flashnorm": FlashNorm, "none": NoNorm}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from kernel_runs import DTYPES, array, assert_close, covering, dense, divisors, f64, name_of, random_layer
+from kernel_runs import DTYPES, activate, array, assert_close, covering, dense, divisors, f64, name_of, random_layer
 
 from flashnorm_mlx.kernels.packed import pack
 from flashnorm_mlx.kernels.project import ACTIVATIONS, Variant, default_variant, project
@@ -87,16 +87,6 @@ def draw(rng: random.Random) -> Case:
             teams=rng.choice([1, 2, 3]),
         )
     return case
-
-
-def activate(name: str, x: np.ndarray) -> np.ndarray:
-    if name == "silu":
-        return x / (1 + np.exp(-x))
-    if name == "gelu_pytorch_tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    if name == "gelu":
-        return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-    return np.maximum(x, 0) ** {"relu": 1, "relu2": 2}[name]
 
 
 @dataclass(frozen=True)

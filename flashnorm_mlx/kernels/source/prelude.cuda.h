@@ -30,9 +30,14 @@ __device__ inline float tanh(float x) { return tanhf(x); }
 }
 }
 #define threadgroup_position_in_grid blockIdx
+#define threadgroups_per_grid gridDim
 #define thread_index_in_threadgroup (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z))
 #define thread_index_in_simdgroup (thread_index_in_threadgroup % 32)
 #define simdgroup_index_in_threadgroup (thread_index_in_threadgroup / 32)
+// A launch that asks for more registers than a threadgroup can have does nothing, and nobody says so: the compiler is
+// told how many threads there are, and keeps within that.
+#undef __global__
+#define __global__ __attribute__((global)) __launch_bounds__(THREADS)
 // Last, for __device__ itself expands to a token `device`. Bodies declare threadgroup arrays, never pointers.
 #define device
 #define constant

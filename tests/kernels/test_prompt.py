@@ -1,0 +1,101 @@
+"""What stands between the matrix products of a long prompt, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from decode_runs import checkpoint, error, fused, run
+from kernel_runs import DTYPES, activate, array, assert_close, f64
+
+from flashnorm_mlx.architectures import base
+from flashnorm_mlx.kernels.project import ACTIVATIONS
+from flashnorm_mlx.kernels.prompt import add_norm, covers, gate
+from flashnorm_mlx.layers import prompt
+from flashnorm_mlx.loader import load_model
+
+EPS = 1e-5
+#: A chunk a row, some threads idle, several simdgroups, and more chunks than threads.
+SIZES = [8, 96, 576, 2056, 9216]
+
+
+@pytest.mark.parametrize("size", [3e-3, 100.0])
+@pytest.mark.parametrize("dims", SIZES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_and_norm(dtype: str, dims: int, size: float, device: str) -> None:
+    rng = np.random.default_rng(dims)
+    x, r = (array(rng.normal(size=(2, 3, dims)) * size, dtype) for _ in range(2))
+    gain = array(rng.uniform(0.3, 2.0, dims), dtype)
+    for given in (gain, None):
+        a, n = add_norm(x, r, EPS, given)
+        assert a.dtype == n.dtype == DTYPES[dtype]
+        assert_close(a, f64(x) + f64(r), dtype, 5e-7 * size)
+        want = f64(a) / np.sqrt(np.mean(f64(a) ** 2, -1, keepdims=True) + EPS)
+        assert_close(n, want if given is None else want * f64(gain), dtype, 2e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dims", [96, 2056])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate(dtype: str, dims: int, activation: str, device: str) -> None:
+    rng = np.random.default_rng(dims)
+    x = array(rng.normal(size=(2, 3, 2 * dims)) * 2, dtype)
+    y = gate(x, activation)
+    assert y.dtype == DTYPES[dtype]
+    first, second = f64(x)[..., :dims], f64(x)[..., dims:]
+    want = activate(activation, first) * second
+    assert_close(y, want, dtype, 1e-6 * float(np.abs(want).max()))
+
+
+@pytest.fixture
+def untraced(device: str) -> Iterator[str]:
+    """Under the harness nothing can be traced."""
+    if device == "harness":
+        mx.disable_compile()
+    yield device
+    mx.enable_compile()
+
+
+def test_rows_that_are_not_whole_chunks_are_not_covered() -> None:
+    assert covers(576, mx.float16) and covers(4, mx.float32) and covers(16384, mx.float32)
+    assert not covers(12, mx.float16) and not covers(6, mx.float32) and not covers(16388, mx.float32)
+
+
+WHOLE = [("llama", "flashnorm"), ("qwen2", "baseline"), ("qwen3", "flashnorm"), ("llama", "none")]
+
+
+@pytest.mark.parametrize(("family", "arm"), WHOLE)
+def test_prompts_are_the_models_own(
+    family: str, arm: str, tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole models, with and without cached tokens in front of the prompt."""
+    passes: list[Any] = []
+    original = prompt.PromptBlock.__call__
+    monkeypatch.setattr(base, "MANY", 8)
+    monkeypatch.setattr(prompt.PromptBlock, "__call__", lambda *a: passes.append(1) or original(*a))
+    path = checkpoint(tmp_path / "m", family)
+    got = run(fused(path, arm=arm), [("prompt", 9), ("step", 1), ("prompt", 12)])
+    assert len(passes) == 2 * 2
+    want = run(load_model(path, arm=arm, kernels="reference"), [("prompt", 9), ("step", 1), ("prompt", 12)])
+    assert error(got, want) <= 5e-6
+
+
+def test_control_a_sum_that_loses_what_is_due_is_seen(
+    tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "MANY", 8)
+    monkeypatch.setattr(base, "whole", lambda h: h.h if isinstance(h, prompt.Sum) else h)
+    path = checkpoint(tmp_path / "m")
+    got = run(fused(path), [("prompt", 9)])
+    assert error(got, run(load_model(path, kernels="reference"), [("prompt", 9)])) > 1e-2
+
+
+def test_slower_kernels_are_not_used(tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt.choice, "fastest", lambda *a: "plain")
+    model = fused(checkpoint(tmp_path / "m"))
+    block = model.layers[0].prompt(mx.float32, measure=True)
+    assert not block.joins and not block.gates
