@@ -96,16 +96,11 @@ def _chained(form: Form, inputs: list[mx.array], residual: mx.array | None) -> l
 
     Each has an input of its own: of equal operations on one input, all but the first are left out of a compiled graph.
     """
-    results = []
-    x = inputs[0]
-    for following in inputs:
-        y = form(x, residual)
-        results.append(y)
-        x = following
-        if residual is not None:
-            residual = y
-        elif len(x) == 1 and y.shape[1] >= x.shape[1]:
-            x = y[:, : x.shape[1]]
+    results: list[mx.array] = []
+    for x in inputs:
+        if results and residual is None and len(x) == 1 and results[-1].shape[1] >= x.shape[1]:
+            x = results[-1][:, : x.shape[1]]
+        results.append(form(x, residual if residual is None or not results else results[-1]))
     return results
 
 
