@@ -238,19 +238,23 @@ def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
             )
 
 
-def _parts(model: Decoder) -> Iterator[tuple[str, nn.Module]]:
-    """The model in pieces that are read one after the other, so that little more than the model is ever held."""
-    yield "model.embed_tokens", model.model.embed_tokens
-    for i, layer in enumerate(model.layers):
-        yield f"model.layers.{i}", layer
-    yield "model.norm", model.model.norm
-    if "lm_head" in model:
-        yield "lm_head", model.lm_head
+def _parts(module: nn.Module, block: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The model in pieces that are read one after the other, so that little more than the model is ever held.
+
+    They are its blocks, of which ``block`` is one, and what stands beside them.
+    """
+    for name, child in module.children().items():
+        if isinstance(child, list):
+            yield from ((f"{path}{name}.{i}", layer) for i, layer in enumerate(child))
+        elif any(m is block for m in child.modules()):
+            yield from _parts(child, block, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", child
 
 
 def _materialise(model: Decoder, path: Path, progress: Progress) -> None:
     """Read, check and pack the weights, a piece at a time."""
-    pieces = list(_parts(model))
+    pieces = list(_parts(model, model.layers[0]))
     for i, (name, part) in enumerate(pieces):
         arrays = [(k, a) for k, a in named_arrays(part) if mx.issubdtype(a.dtype, mx.floating)]
         finite = [mx.all(mx.isfinite(a)) for _, a in arrays]

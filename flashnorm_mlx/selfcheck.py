@@ -79,9 +79,9 @@ def layerwise_logits(model: Decoder, ids: mx.array) -> mx.array:
     blocks = list(model.layers)
     context = model.context(h, [None] * len(blocks))
     mx.eval(h, context)
-    model.model.layers = []
+    model.layers.clear()
     if not model.args.tie_word_embeddings:
-        model.model.pop("embed_tokens")
+        model.stack.pop(model.EMBEDDING, None)
     for i in range(len(blocks)):
         h = model.step(i, blocks.pop(0), h, context, None)
         mx.eval(h)

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from flashnorm_mlx import architectures
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "openelm")
 
 
 def tiny_config(model_type: str, **overrides: Any) -> dict[str, Any]:
@@ -25,16 +25,20 @@ def stock_model(config: dict[str, Any]) -> nn.Module:
     from mlx_lm.utils import _get_classes
 
     model_class, args_class = _get_classes(config)
-    return model_class(args_class.from_dict(config))
+    model = model_class(args_class.from_dict(config))
+    if config["model_type"] == "gemma3_text" and config["tie_word_embeddings"]:
+        model.sanitize({})  # it ties the head when it sees no tensors for it
+    return model
 
 
 def random_weights(model: nn.Module, seed: int = 0) -> dict[str, mx.array]:
     """Weights of a stock model, with gains far from 1 and biases far from 0, so that no folding bug can hide."""
     mx.random.seed(seed)
     weights = {}
+    stored = 1.0 if str(model.model_type).startswith("gemma") else 0.0  # a gain's weight is so much less
     for name, value in tree_flatten(model.parameters()):
         if "norm" in name:
-            weights[name] = mx.random.uniform(0.3, 2.0, value.shape)
+            weights[name] = mx.random.uniform(0.3, 2.0, value.shape) - stored
         elif name.endswith(".bias"):
             weights[name] = mx.random.normal(value.shape)
         elif "embed" in name:

@@ -195,11 +195,6 @@ UNCOVERED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"head_dim": 40}, "a head_dim of 40"),
     ("llama", {"bits": 3}, "affine quantisation with 3 bits in groups of 32"),
     ("llama", {"intermediate_size": 190}, "rows of 190 float32 weights, which are no multiple of 16 bytes"),
-    (
-        "llama",
-        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 6},
-        "layers with a sliding window",
-    ),
 ]
 
 

@@ -28,18 +28,19 @@ def test_scale_and_gain_in_the_tables(dims: int, offset: int) -> None:
     rng = np.random.default_rng(dims + offset)
     x, s, g = rng.normal(size=(2, 3, 7, dims)), rng.uniform(0.1, 9, (2, 1, 7, 1)), rng.uniform(0.3, 2, (3, 1, dims))
     f = rope.inverse_frequencies(dims, 1e4)
-    tables = rope.tables(mx.array(f, mx.float32), offset, 7)
-    got = rope.rotate(mx.array(x, mx.float32), rope.with_gain(tables, mx.array(g, mx.float32)), mx.array(s, mx.float32))
+    rotation = rope.Rotation(dims, f)
+    tables = rotation.with_gain(rope.tables(rotation, offset, 7), mx.array(g, mx.float32))
+    got = rotation.rotate(mx.array(x, mx.float32), tables, mx.array(s, mx.float32))
     want = s * rotated(x * g, f, offset)
     assert np.abs(np.array(got) - want).max() <= (1e-5 + offset * 1e-7) * np.abs(want).max()
 
 
 def test_an_offset_a_row() -> None:
-    f = mx.array(rope.inverse_frequencies(16, 1e4), mx.float32)
+    r = rope.Rotation(16, rope.inverse_frequencies(16, 1e4))
     x = mx.random.normal((2, 3, 4, 16))
-    both = rope.rotate(x, rope.tables(f, mx.array([3, -2]), 4))
+    both = r.rotate(x, rope.tables(r, mx.array([3, -2]), 4))
     for row, offset in enumerate((3, -2)):
-        one = rope.rotate(x[row : row + 1], rope.tables(f, offset, 4))
+        one = r.rotate(x[row : row + 1], rope.tables(r, offset, 4))
         assert mx.allclose(both[row], one[0], atol=1e-6).item()
 
 
@@ -60,8 +61,9 @@ def test_an_offset_a_row() -> None:
 def test_scaled_frequencies_are_mlx_lms(scaling: dict) -> None:
     theirs = initialize_rope(64, 5e5, False, scaling, 4096)
     x = mx.random.normal((1, 2, 50, 64))
-    ours = rope.tables(mx.array(rope.inverse_frequencies(64, 5e5, scaling), mx.float32), 11, 50)
-    assert mx.allclose(rope.rotate(x, ours), theirs(x, offset=11), atol=2e-5).item()
+    r = rope.Rotation(64, rope.inverse_frequencies(64, 5e5, scaling))
+    ours = rope.tables(r, 11, 50)
+    assert mx.allclose(r.rotate(x, ours), theirs(x, offset=11), atol=2e-5).item()
 
 
 def test_wavelengths_of_llama3() -> None:

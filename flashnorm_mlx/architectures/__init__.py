@@ -11,10 +11,13 @@ from ..errors import FlashNormError
 #: model_type of families whose blocks are another's.
 ALIASES = {"mistral": "llama"}
 
+#: Modules here that are no families.
+SHARED = ("base", "block", "config", "decode")
+
 
 def supported() -> list[str]:
     """Every ``model_type`` that can be loaded, sorted."""
-    own = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "config")]
+    own = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in SHARED]
     return sorted([*own, *ALIASES])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -13,54 +12,26 @@ from mlx_lm.models.base import create_attention_mask
 
 from .. import fold
 from ..cache import KVCache
-from ..layers import rope
 from ..layers.attention import Attention
-from ..layers.fused import FusedBlock
 from ..layers.mlp import GatedMLP
-from ..layers.norm import ARMS, settled
-from ..layers.prompt import MANY, PromptBlock, whole
+from ..layers.norm import ARMS, PostNorm, settled
+from ..layers.prompt import MANY, whole
+from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, make_plan
 from .config import Config
 from .decode import DecodeStep
 
-Norm = Callable[[], nn.Module]
-
-
-class Block(nn.Module):
-    """A pre-norm decoder block in its five operations."""
-
-    def __init__(self, attention: Attention, mlp: GatedMLP, norm: Norm) -> None:
-        super().__init__()
-        self.self_attn = attention
-        self.mlp = mlp
-        self.input_layernorm = norm()
-        self.post_attention_layernorm = norm()
-
-    def __call__(self, h: mx.array, positions: rope.Positions, mask: Any = None, cache: Any = None) -> mx.array:
-        qkv = self.self_attn.qkv(self.input_layernorm, h, positions)
-        a = self.self_attn.attend(qkv, mask, cache)
-        h = self.self_attn.project_add(a, h)
-        f = self.mlp.gate_up(self.post_attention_layernorm, h)
-        return self.mlp.project_add(f, h)
-
-    def fused(self, dtype: mx.Dtype) -> FusedBlock:
-        """The same block by kernels, for activations of ``dtype``; shares the weights."""
-        return FusedBlock(self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm, dtype)
-
-    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock:
-        """The same block for many tokens, once it is fused."""
-        norms = self.input_layernorm, self.post_attention_layernorm
-        return PromptBlock(self.self_attn, self.mlp, *norms, dtype, measure=measure)
-
 
 class Stack(nn.Module):
-    """Embeddings, blocks and final norm, under the names that checkpoints use."""
+    """Embeddings, blocks and final norm, under the names that a checkpoint uses."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, layers: list[nn.Module], norm: Norm) -> None:
+    def __init__(
+        self, vocab_size: int, hidden_size: int, layers: list[nn.Module], norm: nn.Module, embedding: str
+    ) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self[embedding] = nn.Embedding(vocab_size, hidden_size)
         self.layers = layers
-        self.norm = norm()
+        self.norm = norm
 
 
 class Decoder(nn.Module):
@@ -70,23 +41,30 @@ class Decoder(nn.Module):
     """
 
     FOLDS: ClassVar[tuple[Fold, ...]]
+    #: What a checkpoint calls the stack, and the embedding table in it.
+    STACK: ClassVar[str] = "model"
+    EMBEDDING: ClassVar[str] = "embed_tokens"
 
     def __init__(self, args: Config) -> None:
         super().__init__()
         self.args = args
         self.model_type = args.model_type
         blocks = [self.block(i) for i in range(args.num_hidden_layers)]
-        self.model = Stack(args.vocab_size, args.hidden_size, blocks, self.norm)
+        self[self.STACK] = Stack(args.vocab_size, args.hidden_size, blocks, self.norm(), self.EMBEDDING)
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
         self._step: DecodeStep | None = None
-        self._inv_freq = mx.array(
-            rope.inverse_frequencies(args.head_size, args.rope_theta, args.rope_scaling), mx.float32
-        )
 
     def norm(self) -> nn.Module:
         """A foldable norm over the hidden size, in the arm that was asked for."""
         return ARMS[self.args.arm](self.args.hidden_size, self.args.rms_norm_eps)
+
+    def post_norm(self) -> PostNorm:
+        return PostNorm(self.args.hidden_size, self.args.rms_norm_eps)
+
+    def rotation(self, index: int) -> Rotation:
+        """A layer's RoPE; layers whose RoPE is the same share one."""
+        return rotation(self.args.head_size, *self.args.rope(index))
 
     def block(self, index: int) -> nn.Module:
         raise NotImplementedError
@@ -99,7 +77,7 @@ class Decoder(nn.Module):
                 self._step = None
             elif cache and self._step.takes(inputs, cache):
                 return self._step(inputs, cache)
-        h = self.embed(inputs) if input_embeddings is None else input_embeddings
+        h = self.embed(inputs) if input_embeddings is None else self.scaled(input_embeddings)
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
         layers = self.layers
@@ -111,31 +89,55 @@ class Decoder(nn.Module):
 
     def embed(self, ids: mx.array) -> mx.array:
         """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""
-        h = self.model.embed_tokens(ids)
-        return h.astype(self.args.compute_dtype) if self.args.compute_dtype else h
+        h = self.embedding(ids)
+        return self.scaled(h.astype(self.args.compute_dtype) if self.args.compute_dtype else h)
+
+    def scaled(self, h: mx.array) -> mx.array:
+        """Embeddings times the factor that the family has for them, rounded to their dtype."""
+        factor = self.args.embedding_factor
+        return h if factor == 1.0 else h * mx.array(factor, h.dtype)
 
     def context(self, h: mx.array, cache: list) -> Any:
-        """What all blocks of one pass share: the new positions, and the attention mask."""
-        offset = 0 if cache[0] is None else cache[0].offset
-        return rope.Positions(self._inv_freq, offset, h.shape[1]), create_attention_mask(h, cache[0])
+        """What all blocks of one kind share in a pass: the new positions, and the attention mask."""
+        shared: dict[Any, tuple[Positions, Any]] = {}
+        for layer, c in zip(self.layers, cache, strict=True):
+            window, rotation = kind = layer.kind
+            if kind not in shared:
+                positions = Positions(rotation, 0 if c is None else c.offset, h.shape[1])
+                as_array = layer.needs_mask_array
+                shared[kind] = positions, create_attention_mask(h, c, window_size=window, return_array=as_array)
+        return shared
 
-    def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
+    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any) -> Any:
         """One block of a pass."""
-        positions, mask = context
+        positions, mask = context[layer.kind]
         return layer(h, positions, mask, cache)
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
-        layer = self.model.embed_tokens if self.args.tie_word_embeddings else self.lm_head
-        return settled(*self.model.norm(h, layer))
+        layer = self.embedding if self.args.tie_word_embeddings else self.lm_head
+        logits = settled(*self.stack.norm(h, layer))
+        cap = self.args.final_logit_softcapping
+        return logits if cap is None else mx.tanh(logits / cap) * cap
+
+    @property
+    def stack(self) -> Stack:
+        return self[self.STACK]
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.stack[self.EMBEDDING]
 
     @property
     def layers(self) -> list[nn.Module]:
-        return self.model.layers
+        return self.stack.layers
 
     def make_cache(self) -> list:
-        kind = stock.KVCache if self._step is None else KVCache
-        return [kind() for _ in self.layers]
+        """Kernels leave out what a window hides; without them a rotating cache doesn't hold it in the first place."""
+        if self._step is not None:
+            return [KVCache() for _ in self.layers]
+        windows = [layer.kind[0] for layer in self.layers]
+        return [stock.KVCache() if window is None else stock.RotatingKVCache(window) for window in windows]
 
     def fuse(self, *, measure: bool = False) -> None:
         """From now on decode by fused kernels. Weights move into the buffers that they read.
@@ -167,7 +169,8 @@ class Decoder(nn.Module):
         plan = self.plan(weights)
         for step in plan.steps:
             if step.kept == MARKED:  # published "strict" checkpoints have dropped the norms
-                weights.setdefault(f"{step.norm}.weight", mx.ones(self.args.hidden_size))
+                identity = fold.identity_gain(mx.ones(self.args.hidden_size), plus_one=step.fold.plus_one)
+                weights.setdefault(f"{step.norm}.weight", identity)
         if self.args.arm != "baseline":
             for consumer, step in plan.gain_of.items():
                 name, gain = f"{consumer}.weight", weights[f"{step.norm}.weight"]
@@ -176,6 +179,8 @@ class Decoder(nn.Module):
             for step in set(plan.gain_of.values()):
                 name = f"{step.norm}.weight"
                 weights[name] = fold.identity_gain(weights[name], plus_one=step.fold.plus_one)
+        for name in [f"{step.norm}.weight" for step in plan.steps if step.fold.plus_one]:
+            weights[name] = fold.effective_gain(weights[name], plus_one=True).astype(weights[name].dtype)
         return {k: self._cast(v) for k, v in weights.items()}
 
     def is_unused(self, name: str) -> bool:
@@ -199,16 +204,27 @@ def named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
 
 
 def attention_and_mlp(
-    args: Config, *, qkv_bias: bool = False, o_bias: bool = False, mlp_bias: bool = False, qk_norm: bool = False
+    args: Config,
+    rotation: Rotation,
+    *,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    fused: bool = False,
+    **options: Any,
 ) -> tuple[Attention, GatedMLP]:
-    """A block's two halves, of the sizes that the config gives."""
+    """A block's two halves, of the sizes that the config gives; ``options`` are more of Attention's."""
     attention = Attention(
         args.hidden_size,
         args.num_attention_heads,
         args.kv_heads,
-        args.head_size,
+        rotation,
+        fused=fused,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
         qk_norm_eps=args.rms_norm_eps if qk_norm else None,
+        **options,
     )
-    return attention, GatedMLP(args.hidden_size, args.intermediate_size, bias=mlp_bias)
+    mlp = GatedMLP(args.hidden_size, args.intermediate_size, activation=args.activation, bias=mlp_bias, fused=fused)
+    return attention, mlp

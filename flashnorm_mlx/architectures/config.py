@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import mlx.core as mx
 
@@ -39,6 +39,7 @@ class Config:
     hidden_act: str = "silu"
     rope_traditional: bool = False
     partial_rotary_factor: float = 1.0
+    final_logit_softcapping: float | None = None
     arm: str = "flashnorm"
     compute_dtype: mx.Dtype | None = None
     #: The gains are folded already.
@@ -63,6 +64,25 @@ class Config:
         config.check()
         return config
 
+    #: The activations that hidden_act may name.
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu",)
+    #: Whether a head's first channels alone may be rotated.
+    PARTIAL_ROPE: ClassVar[bool] = False
+
+    @property
+    def activation(self) -> str:
+        """The gate's."""
+        return self.hidden_act
+
+    @property
+    def embedding_factor(self) -> float:
+        """What embeddings are multiplied by."""
+        return 1.0
+
+    def rope(self, index: int) -> tuple[int, float, dict | None]:
+        """Of a layer's RoPE: the channels of a head that are rotated, the base, and how frequencies are scaled."""
+        return int(self.head_size * self.partial_rotary_factor), self.rope_theta, self.rope_scaling
+
     @property
     def kv_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
@@ -80,11 +100,14 @@ class Config:
             fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}")
         if self.head_size % 2:
             fail(f"head_dim {self.head_size} is odd; RoPE rotates pairs")
-        if self.hidden_act != "silu":
-            fail(f"hidden_act {self.hidden_act!r} is not supported for {self.model_type} (silu is)")
+        if self.hidden_act not in self.ACTIVATIONS:
+            known = ", ".join(self.ACTIVATIONS)
+            fail(f"hidden_act {self.hidden_act!r} is not supported for {self.model_type} ({known} is)")
         if self.rope_traditional:
             fail(f"rope_traditional is not supported for {self.model_type}")
-        if self.partial_rotary_factor != 1.0 or (self.rope_scaling or {}).get("partial_rotary_factor", 1.0) != 1.0:
+        if not self.PARTIAL_ROPE and (
+            self.partial_rotary_factor != 1.0 or (self.rope_scaling or {}).get("partial_rotary_factor", 1.0) != 1.0
+        ):
             fail(f"partial_rotary_factor is not supported for {self.model_type}")
         _check_rope(self.rope_scaling)
 
@@ -132,13 +155,13 @@ def _check_rope(scaling: dict | None) -> None:
         assert scaling is not None
         keys = [k for k in ("factor", "low_freq_factor", "high_freq_factor") if k in scaling or k == "factor"]
         for key in [*keys, *(k for k in ("original_max_position_embeddings",) if k in scaling)]:
-            if not _is_number(scaling.get(key)) or not scaling[key] > 0:
+            if not is_number(scaling.get(key)) or not scaling[key] > 0:
                 fail(f"rope_scaling: {key} must be a positive number, not {scaling.get(key)!r}")
         if scaling.get("high_freq_factor", 4.0) <= scaling.get("low_freq_factor", 1.0):
             fail("rope_scaling: high_freq_factor must be greater than low_freq_factor")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     """A finite number of ordinary size; JSON admits any, and booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
 
@@ -146,9 +169,9 @@ def _is_number(value: object) -> bool:
 def _typed(name: str, annotation: str, value: Any) -> Any:
     """``value`` as the field's type says, or a FlashNormError. All our integers and floats are positive."""
     kind = annotation.split(" | ")[0]
-    if kind == "int" and not (_is_number(value) and value == int(value) and 1 <= value < 2**31):
+    if kind == "int" and not (is_number(value) and value == int(value) and 1 <= value < 2**31):
         fail(f"{name} must be a positive integer, not {value!r}")
-    if kind == "float" and not (_is_number(value) and value > 0):
+    if kind == "float" and not (is_number(value) and value > 0):
         fail(f"{name} must be a positive number, not {value!r}")
     if kind in ("bool", "str", "dict", "list"):
         expected = {"bool": bool, "str": str, "dict": dict, "list": list}[kind]

@@ -18,7 +18,7 @@ from ..kernels.attend import SHORT, default_layout, step_row
 from ..kernels.embed import embed
 from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
-from ..layers.fused import Projection
+from ..layers.fused import Projection, Residual
 
 if TYPE_CHECKING:
     from .base import Decoder
@@ -41,11 +41,17 @@ class DecodeStep:
     """
 
     def __init__(self, model: Decoder, dtype: mx.Dtype, *, measure: bool) -> None:
-        self.blocks = [layer.fused(dtype) for layer in model.layers]
-        tied = model.args.tie_word_embeddings
-        self.head = Projection(model.model.embed_tokens if tied else model.lm_head, dtype, model.model.norm)
-        self.embedding = self.head if tied else Projection(model.model.embed_tokens, dtype)
-        self.inv_freq = np.array(model._inv_freq)
+        self.blocks, pending = [], None
+        for layer in model.layers:
+            self.blocks.append(layer.fused(dtype, pending))
+            pending = layer.parts.mlp_post_norm
+        args, embedding = model.args, model.embedding
+        tied = args.tie_word_embeddings
+        self.head = Projection(embedding if tied else model.lm_head, dtype, model.stack.norm, pending=pending)
+        self.embedding = self.head if tied else Projection(embedding, dtype)
+        self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
+        self.rotations = list(dict.fromkeys(block.rotation for block in self.blocks))
+        self.step_of = [self.rotations.index(block.rotation) for block in self.blocks]
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
         self.tried: dict[tuple[int, int, bool], str] = {}
@@ -125,22 +131,24 @@ class DecodeStep:
                 c.tail = mx.zeros(size, self.dtype)
         first = cache[0]
         start, capacity = first.offset, first.capacity
-        angles = np.arange(start, start + length, dtype=np.float32)[:, None] * self.inv_freq
+        positions = np.arange(start, start + length, dtype=np.float32)[:, None]
         splits = default_layout(self.blocks[0].heads, capacity).splits
-        step = step_row(first.appended, first.waiting, capacity, splits, angles)
-        logits, tails = self.compiled(ids, step, [c.buffer for c in cache], [c.tail for c in cache])
+        counts = first.appended, first.waiting, capacity, splits
+        steps = [step_row(*counts, positions * np.float32(r.inv_freq), r.factor) for r in self.rotations]
+        logits, tails = self.compiled(ids, steps, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
         return logits
 
     def run(
-        self, ids: mx.array, step: mx.array, kvs: list[mx.array], tails: list[mx.array]
+        self, ids: mx.array, steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
     ) -> tuple[mx.array, list[mx.array]]:
         """The step itself, pure: cache and tails in, logits and new tails out."""
         batch, length = ids.shape
-        h = embed(ids, self.embedding.packed)
+        h = Residual(embed(ids, self.embedding.packed, factor=self.embedding_factor))
         new: list[Any] = []
-        for block, kv, tail in zip(self.blocks, kvs, tails, strict=True):
-            h, tail = block(h, kv, tail, step, batch=batch, length=length)
+        for block, kind, kv, tail in zip(self.blocks, self.step_of, kvs, tails, strict=True):
+            h, tail = block(h, kv, tail, steps[kind], batch=batch, length=length)
             new.append(tail)
-        return self.head(h, batch * length).reshape(batch, length, -1), new
+        logits, _ = self.head.normed(h, batch * length, self.softcap)
+        return logits.flatten()[: batch * length * self.head.packed.rows].reshape(batch, length, -1), new

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import RotatingKVCache
-
-from ..kernels.packed import Uncovered
 from ..plan import Fold
 from . import config as base
-from .base import Block, Decoder, attention_and_mlp
+from .base import Decoder, attention_and_mlp
+from .block import Block
 
 FOLDS = (
     Fold(
@@ -78,29 +72,13 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        bias = self.args.attention_bias
-        parts = attention_and_mlp(self.args, qkv_bias=bias, o_bias=bias, mlp_bias=self.args.mlp_bias)
+        bias, window = self.args.attention_bias, self.args.sliding_window if self.args.is_sliding(index) else None
+        parts = attention_and_mlp(
+            self.args,
+            self.rotation(index),
+            qkv_bias=bias,
+            o_bias=bias,
+            mlp_bias=self.args.mlp_bias,
+            window=window,
+        )
         return Block(*parts, self.norm)
-
-    def context(self, h: mx.array, cache: list) -> Any:
-        positions, _ = super().context(h, cache)
-        masks = {}
-        for i, c in enumerate(cache):
-            sliding = self.args.is_sliding(i)
-            if sliding not in masks:
-                masks[sliding] = create_attention_mask(h, c, window_size=self.args.sliding_window if sliding else None)
-        return positions, masks
-
-    def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
-        positions, masks = context
-        return layer(h, positions, masks[self.args.is_sliding(index)], cache)
-
-    def make_cache(self) -> list:
-        window = self.args.sliding_window
-        caches = super().make_cache()
-        return [RotatingKVCache(window) if self.args.is_sliding(i) else c for i, c in enumerate(caches)]
-
-    def fuse(self, *, measure: bool = False) -> None:
-        if any(self.args.is_sliding(i) for i in range(len(self.layers))):
-            raise Uncovered("layers with a sliding window")
-        super().fuse(measure=measure)

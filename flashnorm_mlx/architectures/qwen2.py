@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from . import config as base
 from . import llama
-from .base import Block, Decoder, attention_and_mlp
+from .base import Decoder, attention_and_mlp
+from .block import Block
 
 FOLDS = llama.FOLDS
 
@@ -30,4 +31,4 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        return Block(*attention_and_mlp(self.args, qkv_bias=True), self.norm)
+        return Block(*attention_and_mlp(self.args, self.rotation(index), qkv_bias=True), self.norm)

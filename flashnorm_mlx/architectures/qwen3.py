@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from ..plan import Fold
 from . import config as base
 from . import llama
-from .base import Block, Decoder, attention_and_mlp
+from .base import Decoder, attention_and_mlp
+from .block import Block
 
 _ATTENTION, _MLP, _HEAD = llama.FOLDS
 
@@ -46,5 +47,5 @@ class Model(Decoder):
 
     def block(self, index: int) -> Block:
         bias = self.args.attention_bias
-        parts = attention_and_mlp(self.args, qkv_bias=bias, o_bias=bias, qk_norm=True)
+        parts = attention_and_mlp(self.args, self.rotation(index), qkv_bias=bias, o_bias=bias, qk_norm=True)
         return Block(*parts, self.norm)

@@ -65,15 +65,18 @@ def default_layout(h: Heads, capacity: int) -> Layout:
     return Layout(min(32, capacity // 512), group, 8)
 
 
-def step_row(appended: int, waiting: int, capacity: int, splits: int, angles: np.ndarray) -> mx.array:
+def step_row(
+    appended: int, waiting: int, capacity: int, splits: int, angles: np.ndarray, factor: float = 1.0
+) -> mx.array:
     """What the kernels need to know of a step, float32 ``[4 + length·rotary_dims]``: see ``attend.msl``.
 
     Args:
         appended: tokens in the cache's buffer; ``waiting``: tokens in its tail; ``capacity``: room in the buffer.
         splits: of the layout.
         angles: RoPE's, of the new tokens ``[length, rotary_dims / 2]``.
+        factor: what RoPE multiplies the channels by that it rotates.
     """
-    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
     return mx.array(np.concatenate([np.float32([appended, waiting, capacity, splits]), np.float32(tables).ravel()]))
 
 

@@ -36,6 +36,7 @@ def project(
     softcap: float | None = None,
     residual: mx.array | None = None,
     pending: mx.array | None = None,
+    post_eps: float | None = None,
     x_offset: int = 0,
     variant: Variant | None = None,
 ) -> mx.array:
@@ -47,8 +48,9 @@ def project(
         activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
         softcap: ``cap · tanh(y / cap)`` of the result.
         residual: added last; ``[rows, out]``.
-        pending: a projection ``[rows, columns]`` that still awaits its post-norm (Gemma 2 and 3), with ``eps`` and
-            the gain in ``w``: then ``x + RMSNorm(pending)``, clipped to what float16 holds, takes the place of x.
+        pending: a projection ``[rows, columns]`` that still awaits its post-norm (Gemma 2 and 3), whose gain is in
+            ``w``: then ``x + RMSNorm(pending)``, clipped to what float16 holds, takes the place of x.
+        post_eps: that of the post-norm; None: ``eps``.
 
     Returns:
         ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded. With ``pending``, a flat
@@ -59,6 +61,8 @@ def project(
     half = v.rows // 2 if activation else v.rows
     if not 0 < rows <= MAX_ROWS or rows * v.rows > 32:
         raise ValueError(f"{rows} rows with {v.rows} of W at a time")
+    if pending is not None and None not in (eps, post_eps) and eps != post_eps:
+        raise ValueError(f"a norm of ε {eps} behind a post-norm of ε {post_eps}")
     template: dialect.Template = {
         "T": w.dtype,
         "M": rows,
@@ -72,7 +76,7 @@ def project(
         "KS": v.split,
         "TEAMS": v.teams,
         "NORM": eps is not None,
-        "EPS": dialect.bits_of(eps or 0.0),
+        "EPS": dialect.bits_of(eps or post_eps or 0.0),
         "BIAS": w.bias,
         "GAIN": w.gain,
         "GATED": activation is not None,

@@ -1,7 +1,8 @@
-"""Attention: three of the block's five operations, ``qkv``, ``attend`` and ``project_add``."""
+"""Attention: two of the block's five operations, ``qkv`` and ``attend``, and the projection of a third, ``o_proj``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -9,18 +10,27 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
 from .. import fold
+from ..kernels.attend import Heads
 from . import rope
 from .linear import stack_into
 from .norm import Owed, settled
 
 QKV = tuple[mx.array, mx.array, mx.array]
 
+#: What stands in front of projections: a norm's arm, or whatever else is called as one.
+Norm = Callable[..., Owed]
+
 
 class Attention(nn.Module):
     """Grouped-query attention: ``num_heads`` query heads share ``num_kv_heads`` key and value heads.
 
     Args:
+        rotation: the RoPE of q and k.
+        fused: the checkpoint holds q, k and v as one ``qkv_proj``.
         qk_norm_eps: ε of a QK-norm over each head's ``head_dim`` (``q_norm``, ``k_norm``); None: no QK-norm.
+        scale: of the scores; None: ``1/sqrt(head_dim)``.
+        softcap: ``cap · tanh(score / cap)``; None: none.
+        window: a token sees so many, itself included; None: all.
     """
 
     def __init__(
@@ -28,30 +38,40 @@ class Attention(nn.Module):
         hidden_size: int,
         num_heads: int,
         num_kv_heads: int,
-        head_dim: int,
+        rotation: rope.Rotation,
         *,
+        fused: bool = False,
         qkv_bias: bool = False,
         o_bias: bool = False,
         qk_norm_eps: float | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
+        head_dim = rotation.head_dim
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+        self.rotation, self.softcap, self.window = rotation, softcap, window
+        self.scale = head_dim**-0.5 if scale is None else scale
+        if fused:
+            self.qkv_proj = nn.Linear(hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
+        else:
+            self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
+            self.k_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
+            self.v_proj = nn.Linear(hidden_size, num_kv_heads * head_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=o_bias)
         self.qk_norm_eps = qk_norm_eps
         if qk_norm_eps is not None:
             self.q_norm = Gain(head_dim)
             self.k_norm = Gain(head_dim)
 
-    def qkv(self, norm: nn.Module, h: mx.array, positions: rope.Positions) -> QKV:
+    def qkv(self, norm: Norm, h: mx.array, positions: rope.Positions) -> QKV:
         """Norm → project → QK-norm → RoPE: ``[batch, heads, length, head_dim]`` each.
 
         The scale that the norm owes goes into RoPE's tables for q and k, onto v plainly; a QK-norm cancels it for q
         and k (§3, §4.1). Where nothing is owed, on a GPU, MLX's kernels for norm and RoPE are fewer launches.
         """
-        y, s = norm(h, *self._qkv_layers())
+        y, s = norm(h, *self.qkv_layers)
         launched = s is None and mx.default_device() == mx.gpu
         if launched and self.qk_norm_eps is not None:
             return self._launched_qkv(y, positions)
@@ -61,28 +81,45 @@ class Attention(nn.Module):
         if launched:
             qk = positions.launch(qk)
         elif self.qk_norm_eps is None:
-            qk = rope.rotate(qk, positions.tables, s)
+            qk = self.rotation.rotate(qk, positions.tables, s)
         else:
-            qk = rope.rotate(self._qk_norm(qk, s), rope.with_gain(positions.tables, self._qk_gain()))
+            qk = self.rotation.rotate(self._qk_norm(qk, s), self.rotation.with_gain(positions.tables, self._qk_gain()))
         return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def attend(self, qkv: QKV, mask: Any, cache: Any) -> mx.array:
-        """``softmax(q kᵀ / sqrt(head_dim)) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
+        """``softmax(q kᵀ · scale) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
         q, k, v = qkv
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.head_dim**-0.5, mask=mask)
+        if self.softcap is None:
+            a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
+        else:
+            a = softcapped_attention(q, k, v, self.scale, self.softcap, mask)
         return a.transpose(0, 2, 1, 3).reshape(a.shape[0], a.shape[2], -1)
-
-    def project_add(self, a: mx.array, h: mx.array) -> mx.array:
-        """``h + a Woᵀ``: the output projection, plus the residual."""
-        return h + self.o_proj(a)
 
     def pack(self) -> None:
         """Lay q, k and v out as one matrix, where their formats allow it."""
-        stack_into(self, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
+        if "q_proj" in self:
+            stack_into(self, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
 
-    def _qkv_layers(self) -> tuple[nn.Module, ...]:
+    @property
+    def heads(self) -> Heads:
+        """What the kernel needs to know."""
+        r = self.rotation
+        return Heads(
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            scale=self.scale,
+            rotary_dims=r.dims,
+            traditional=r.traditional,
+            qk_norm_eps=self.qk_norm_eps,
+            softcap=self.softcap,
+            window=self.window,
+        )
+
+    @property
+    def qkv_layers(self) -> tuple[nn.Module, ...]:
         return (self.qkv_proj,) if "qkv_proj" in self else (self.q_proj, self.k_proj, self.v_proj)
 
     def _heads(self, owed: Owed) -> Owed:
@@ -111,6 +148,23 @@ class Attention(nn.Module):
         q, k = self.q_norm["weight"], self.k_norm["weight"]
         heads = [mx.broadcast_to(g, (n, 1, g.size)) for g, n in ((q, self.num_heads), (k, self.num_kv_heads))]
         return mx.concatenate(heads).astype(mx.float32)
+
+
+def softcapped_attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, softcap: float, mask: mx.array | None
+) -> mx.array:
+    """``softmax(cap · tanh(q kᵀ · scale / cap)) v``; ``q [batch, heads, length, dim]``, ``mask [..., length, keys]``.
+
+    ``mask`` says which keys are seen; there is one at least. The heads of q share those of k and v in turn.
+    """
+    batch, heads, length, dim = q.shape
+    q = (q * scale).reshape(batch, k.shape[1], -1, length, dim)
+    scores = softcap * mx.tanh(q @ k[:, :, None].swapaxes(-1, -2) / softcap)
+    if mask is not None:
+        mask = mask[:, :, None] if mask.ndim == 4 else mask
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    p = mx.softmax(scores, axis=-1, precise=True)
+    return (p @ v[:, :, None]).reshape(batch, heads, length, -1)
 
 
 class Gain(nn.Module):

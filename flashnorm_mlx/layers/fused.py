@@ -7,17 +7,27 @@ views of them, for prompts and for whatever the kernels don't cover.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.attend import Heads, attend
+from ..kernels.attend import attend
 from ..kernels.choice import fastest
 from ..kernels.packed import Packed, Uncovered, pack
 from ..kernels.project import project
 from .attention import Attention
-from .mlp import GatedMLP, gated
-from .norm import settled
+from .mlp import GatedMLP, gated_halves
+from .norm import PostNorm, add_clipped, settled
+
+
+class Residual(NamedTuple):
+    """The residual ``[rows, hidden]``, behind the first ``start`` elements of ``x``."""
+
+    x: mx.array
+    start: int = 0
+    #: A projection that is to be added to it, once its post-norm is done.
+    due: mx.array | None = None
 
 
 class Projection:
@@ -26,7 +36,8 @@ class Projection:
     Args:
         norm: the layer in front; None: none. How its arm works it says itself, see ``fused`` in :mod:`.norm`.
         activation: of a gate that is stacked on an up projection.
-        adds: whether there is a residual; only measurements ask.
+        adds: whether what the layer yields is added to the residual at once, without a post-norm.
+        pending: a post-norm that is done here, before ``norm``.
     """
 
     def __init__(
@@ -37,21 +48,60 @@ class Projection:
         *,
         activation: str | None = None,
         adds: bool = False,
+        pending: PostNorm | None = None,
     ) -> None:
         prepare, gain, eps = norm.fused() if norm is not None else (None, None, None)
-        self.layer, self.norm, self.activation, self.adds = layer, norm, activation, adds
+        self.layer, self.norm, self.activation, self.adds, self.pending = layer, norm, activation, adds, pending
         self.prepare: Callable[[mx.array], mx.array] | None = prepare
         self.eps: float | None = eps
-        self.packed: Packed = pack(layer, dtype, gain)
+        joins = pending is not None and prepare is None
+        self.packed: Packed = pack(layer, dtype, gain, pending["weight"] if pending is not None and joins else None)
         self.weight = layer["weight"]
         self.plain_for: set[int] = set()
 
-    def __call__(self, x: mx.array, rows: int, residual: mx.array | None = None, x_offset: int = 0) -> mx.array:
+    def normed(self, h: Residual, rows: int, softcap: float | None = None) -> tuple[mx.array, Residual]:
+        """Of the residual: ``[rows, out]``, and the residual with what was due to it."""
+        if self.pending is None or h.due is None:
+            return self(h.x, rows, x_offset=h.start, softcap=softcap), h
+        if not self.packed.post_gain:
+            x = h.x.flatten()[h.start : h.start + h.due.size].reshape(rows, -1)
+            whole = add_clipped(x, self.pending(h.due))
+            return self(whole, rows, softcap=softcap), Residual(whole)
+        y = project(
+            h.x,
+            self.packed,
+            rows=rows,
+            eps=self.eps,
+            activation=self.activation,
+            softcap=softcap,
+            pending=h.due,
+            post_eps=self.pending.eps,
+            x_offset=h.start,
+        )
+        start = y.size - h.due.size
+        return y, Residual(y, start)
+
+    def added(self, x: mx.array, h: Residual, rows: int, x_offset: int = 0) -> Residual:
+        """The residual with what the layer makes of ``x`` added, or due."""
+        if self.adds:
+            return Residual(self(x, rows, h.x, x_offset))
+        return h._replace(due=self(x, rows, None, x_offset))
+
+    def __call__(
+        self,
+        x: mx.array,
+        rows: int,
+        residual: mx.array | None = None,
+        x_offset: int = 0,
+        softcap: float | None = None,
+    ) -> mx.array:
         """``x``, read from ``x_offset`` on as ``[rows, in]`` -> ``[rows, out]``."""
         form = self.plain if rows in self.plain_for else self.kernel
-        return form(x, rows, residual, x_offset)
+        return form(x, rows, residual, x_offset, softcap)
 
-    def kernel(self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int) -> mx.array:
+    def kernel(
+        self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int, softcap: float | None
+    ) -> mx.array:
         if self.prepare is not None:
             x = self.prepare(x)
         return project(
@@ -60,15 +110,19 @@ class Projection:
             rows=rows,
             eps=self.eps,
             activation=self.activation,
+            softcap=softcap,
             residual=residual,
             x_offset=x_offset,
         )
 
-    def plain(self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int) -> mx.array:
+    def plain(
+        self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int, softcap: float | None
+    ) -> mx.array:
         size = rows * self.packed.columns
         x = x.flatten()[x_offset : x_offset + size].reshape(rows, -1)
         y, s = (self.layer(x), None) if self.norm is None else self.norm(x, self.layer)
-        y = settled(y, s) if self.activation is None else gated(y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :], s)
+        y = settled(y, s) if self.activation is None else gated_halves(y, s, self.activation)
+        y = y if softcap is None else softcap * mx.tanh(y / softcap)
         return y if residual is None else residual + y
 
     def choose(self, rows: int) -> None:
@@ -86,15 +140,15 @@ class Projection:
             ("normed", self.eps is not None),
             ("with gain", w.gain),
             ("with bias", w.bias),
-            ("gated", self.activation is not None),
+            (f"gated by {self.activation}", self.activation is not None),
             ("added", self.adds),
         ):
             operation += f", {word}" * applies
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
         forms = {
-            "kernel": lambda x, residual: self.kernel(x, rows, residual, 0),
-            "plain": lambda x, residual: self.plain(x, rows, residual, 0),
+            "kernel": lambda x, residual: self.kernel(x, rows, residual, 0, None),
+            "plain": lambda x, residual: self.plain(x, rows, residual, 0, None),
         }
         if fastest(operation, forms, x, residual) == "plain":
             self.plain_for.add(rows)
@@ -103,30 +157,40 @@ class Projection:
 class FusedBlock:
     """A decoder block on few new tokens.
 
+    Args:
+        dtype: of the activations.
+        pending: the post-norm of the block before, which is done here.
+
     Raises:
         Uncovered: if a kernel doesn't cover one of the layers.
     """
 
     def __init__(
-        self, attention: Attention, mlp: GatedMLP, attention_norm: nn.Module, mlp_norm: nn.Module, dtype: mx.Dtype
+        self,
+        attention: Attention,
+        mlp: GatedMLP,
+        attention_norm: nn.Module | None,
+        mlp_norm: nn.Module | None,
+        attention_post_norm: PostNorm | None,
+        mlp_post_norm: PostNorm | None,
+        *,
+        dtype: mx.Dtype,
+        pending: PostNorm | None,
     ) -> None:
-        if "qkv_proj" not in attention or "gate_up_proj" not in mlp:
+        if len(attention.qkv_layers) > 1 or len(mlp.gate_up_layers) > 1:
             raise Uncovered("q, k and v (or gate and up) in different formats")
-        self.qkv = Projection(attention.qkv_proj, dtype, attention_norm)
-        self.o = Projection(attention.o_proj, dtype, adds=True)
-        self.gate_up = Projection(mlp.gate_up_proj, dtype, mlp_norm, activation="silu")
-        self.down = Projection(mlp.down_proj, dtype, adds=True)
-        self.heads = Heads(
-            attention.num_heads,
-            attention.num_kv_heads,
-            attention.head_dim,
-            scale=attention.head_dim**-0.5,
-            rotary_dims=attention.head_dim,
-            qk_norm_eps=attention.qk_norm_eps,
-        )
-        self.projections = (self.qkv, self.o, self.gate_up, self.down)
-        self.places = ((attention, "qkv_proj"), (attention, "o_proj"), (mlp, "gate_up_proj"), (mlp, "down_proj"))
+        self.heads = attention.heads
         self.heads.check()
+        (qkv,), (gate_up,) = attention.qkv_layers, mlp.gate_up_layers
+        awaited = attention_post_norm is not None
+        self.qkv = Projection(qkv, dtype, attention_norm, pending=pending)
+        self.o = Projection(attention.o_proj, dtype, adds=not awaited)
+        self.gate_up = Projection(gate_up, dtype, mlp_norm, activation=mlp.activation, pending=attention_post_norm)
+        self.down = Projection(mlp.down_proj, dtype, adds=mlp_post_norm is None)
+        self.projections = (self.qkv, self.o, self.gate_up, self.down)
+        self.owners = (lambda: attention.qkv_layers[0], lambda: attention.o_proj,
+                       lambda: mlp.gate_up_layers[0], lambda: mlp.down_proj)  # fmt: skip
+        self.rotation = attention.rotation
         self.gains: mx.array | None = None
         if attention.qk_norm_eps is not None:
             self.gains = mx.concatenate([attention.q_norm["weight"], attention.k_norm["weight"]]).astype(mx.float32)
@@ -134,17 +198,17 @@ class FusedBlock:
     def is_stale(self) -> bool:
         """Whether one of the layers is no longer where it was, or has other weights."""
         return any(
-            owner.get(name) is not p.layer or p.layer["weight"] is not p.weight
-            for p, (owner, name) in zip(self.projections, self.places, strict=True)
+            owner() is not p.layer or p.layer["weight"] is not p.weight
+            for p, owner in zip(self.projections, self.owners, strict=True)
         )
 
     def __call__(
-        self, h: mx.array, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int
-    ) -> tuple[mx.array, mx.array]:
+        self, h: Residual, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int
+    ) -> tuple[Residual, mx.array]:
         """``[rows, hidden]``, the cache and its tail -> ``[rows, hidden]`` and the new tail."""
         rows = batch * length
-        qkv = self.qkv(h, rows)
+        qkv, h = self.qkv.normed(h, rows)
         a, tail, start = attend(qkv, kv, tail, step, self.heads, gains=self.gains, batch=batch, length=length)
-        h = self.o(a, rows, residual=h, x_offset=start)
-        f = self.gate_up(h, rows)
-        return self.down(f, rows, residual=h), tail
+        h = self.o.added(a, h, rows, x_offset=start)
+        f, h = self.gate_up.normed(h, rows)
+        return self.down.added(f, h, rows), tail

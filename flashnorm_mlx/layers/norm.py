@@ -9,6 +9,7 @@ or plainly onto ``y`` (:func:`settled`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -100,26 +101,51 @@ class FlashNorm(nn.Module):
         return self.get("weight"), self.eps
 
 
-class NoNorm(nn.Module):
-    """``a Wᵀ + c``: the norm is left out. Wrong output; the upper bound on the speed of the other two."""
-
-    def __init__(self, dims: int, eps: float) -> None:
-        super().__init__()
-        self.weight = mx.ones((dims,))
+class Unnormed(nn.Module):
+    """``a Wᵀ + c``: where there is no norm, or its work is done."""
 
     def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
         y, bias = products(layers, a), bias_of(layers)
         return (y if bias is None else y + bias), None
-
-    def pack(self) -> None:
-        """Drop the gain: nothing reads it."""
-        self.pop("weight")
 
     def fused(self) -> Fusion:
         return None, None, None
 
     def explicit(self) -> None:
         return None
+
+
+class NoNorm(Unnormed):
+    """The norm is left out. Wrong output; the upper bound on the speed of the other two."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))
+
+    def pack(self) -> None:
+        """Drop the gain: nothing reads it."""
+        self.pop("weight")
+
+
+class PostNorm(nn.Module):
+    """``RMSNorm(p; g)`` of what a block adds to the residual. It feeds no projection, so it is the same in all arms."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones((dims,))
+        self.eps = eps
+
+    def __call__(self, p: mx.array) -> mx.array:
+        return mx.fast.rms_norm(p, self["weight"], self.eps)
+
+
+@partial(mx.compile, shapeless=True)
+def add_clipped(h: mx.array, p: mx.array) -> mx.array:
+    """``h + p``, clipped to what float16 holds where that is the dtype: a post-norm's gain can be large."""
+    if h.dtype != mx.float16:
+        return h + p
+    most = 65504.0
+    return mx.clip(h.astype(mx.float32) + p.astype(mx.float32), -most, most).astype(mx.float16)
 
 
 ARMS = {"baseline": BaselineNorm, "flashnorm": FlashNorm, "none": NoNorm}

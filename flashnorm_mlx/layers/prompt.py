@@ -14,9 +14,8 @@ import mlx.nn as nn
 from ..kernels import choice
 from ..kernels.prompt import add_norm, covers, gate
 from .attention import Attention
-from .linear import bias_of, products
-from .mlp import GatedMLP, gated
-from .norm import Owed
+from .mlp import GatedMLP, gated_halves
+from .norm import PostNorm, Unnormed, add_clipped
 from .rope import Positions
 
 #: From so many tokens on, the device takes longer than the host.
@@ -26,10 +25,6 @@ MANY = 1024
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
     "plain": lambda x, residual: mx.fast.rms_norm(x + residual, None, 1e-5),  # type: ignore[operator]
-}
-GATES: dict[str, choice.Form] = {
-    "kernel": lambda x, residual: gate(x, "silu"),
-    "plain": lambda x, residual: gated(*mx.split(x, 2, axis=-1), None),
 }
 
 
@@ -53,20 +48,32 @@ class PromptBlock:
         mlp: GatedMLP,
         attention_norm: nn.Module,
         mlp_norm: nn.Module,
-        dtype: mx.Dtype,
+        attention_post_norm: PostNorm | None,
+        mlp_post_norm: PostNorm | None,
         *,
+        kind: Any,
+        dtype: mx.Dtype,
         measure: bool,
     ) -> None:
-        self.attention, self.mlp = attention, mlp
-        self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
-        self.joins = _pays("add, norm", attention.o_proj["weight"].shape[0], dtype, JOINS, measure)
-        self.gates = _pays("gate", mlp.gate_up_proj["weight"].shape[0] // 2, dtype, GATES, measure)
+        self.attention, self.mlp, self.kind = attention, mlp, kind
+        self.norms = attention_norm, mlp_norm, attention_post_norm, mlp_post_norm
+        self.gates = _forms_of_gate(mlp.activation)
+        (gate_up,) = mlp.gate_up_layers
+        # the sum of a post-norm may have to be clipped, which the kernel doesn't do
+        self.joins = mlp_post_norm is None and _pays(
+            "add, norm", attention.o_proj["weight"].shape[0], dtype, JOINS, measure
+        )
+        self.by_kernel = _pays(f"gate by {mlp.activation}", gate_up["weight"].shape[0] // 2, dtype, self.gates, measure)
 
-    def __call__(self, h: mx.array | Sum, positions: Positions, mask: Any = None, cache: Any = None) -> Sum:
-        h, x = self.joined(h, self.attention_norm)
-        a = self.attention.attend(self.attention.qkv(as_it_is, x, positions), mask, cache)
-        h, x = self.joined(Sum(h, self.attention.o_proj(a)), self.mlp_norm)
-        return Sum(h, self.mlp.down_proj(self.gated(as_it_is(x, self.mlp.gate_up_proj)[0])))
+    def __call__(self, h: mx.array | Sum, positions: Positions, mask: Any = None, cache: Any = None) -> mx.array | Sum:
+        attention, mlp = self.attention, self.mlp
+        attention_norm, mlp_norm, attention_post_norm, mlp_post_norm = self.norms
+        h, x = self.joined(h, attention_norm)
+        a = attention.attend(attention.qkv(Unnormed(), x, positions), mask, cache)
+        h, x = self.joined(due(h, attention.o_proj(a), attention_post_norm), mlp_norm)
+        y, _ = Unnormed()(x, *mlp.gate_up_layers)
+        f = self.gates["kernel" if self.by_kernel else "plain"](y, None)
+        return due(h, mlp.down_proj(f), mlp_post_norm)
 
     def joined(self, h: mx.array | Sum, norm: nn.Module) -> tuple[mx.array, mx.array]:
         """The residual, and what the projections behind ``norm`` read."""
@@ -76,18 +83,14 @@ class PromptBlock:
         h = whole(h)
         return h, h if explicit is None else mx.fast.rms_norm(h, *explicit)
 
-    def gated(self, y: mx.array) -> mx.array:
-        return GATES["kernel" if self.gates else "plain"](y, None)
+
+def due(h: mx.array, p: mx.array, post_norm: PostNorm | None) -> mx.array | Sum:
+    """``h + p`` as a sum that is still to be made; with a post-norm it is made at once."""
+    return Sum(h, p) if post_norm is None else add_clipped(h, post_norm(p))
 
 
 def whole(h: mx.array | Sum) -> mx.array:
     return h.h + h.due if isinstance(h, Sum) else h
-
-
-def as_it_is(x: mx.array, *layers: nn.Module) -> Owed:
-    """In the place of a norm whose work is done."""
-    y, bias = products(layers, x), bias_of(layers)
-    return (y if bias is None else y + bias), None
 
 
 def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], measure: bool) -> bool:
@@ -98,3 +101,10 @@ def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], 
     x = mx.ones((2 * MANY, dims if forms is JOINS else 2 * dims), dtype)
     kind = str(dtype).removeprefix("mlx.core.")
     return choice.fastest(f"{name} of {dims}, {kind}, {2 * MANY} rows", forms, x, residual) == "kernel"
+
+
+def _forms_of_gate(activation: str) -> dict[str, choice.Form]:
+    return {
+        "kernel": lambda x, residual: gate(x, activation),
+        "plain": lambda x, residual: gated_halves(x, None, activation),
+    }

@@ -1,16 +1,18 @@
 """Rotary position embedding as two tables that anything linear can be folded into.
 
-``RoPE(x) = x ⊙ C + swap(x) ⊙ S`` with, in the half-split layout, ``C = [cos θ, cos θ]``, ``S = [-sin θ, sin θ]`` and
-``swap([x₁, x₂]) = [x₂, x₁]``. A per-row scale multiplies both tables (§3: 1/RMS goes into RoPE); a gain g in front of
-RoPE becomes ``C ⊙ g`` and ``S ⊙ swap(g)`` (§4.2; the paper swaps neighbours, the half-split layout swaps halves).
+``RoPE(x) = x ⊙ C + swap(x) ⊙ S``. In the half-split layout ``C = [cos θ, cos θ, 1]``, ``S = [-sin θ, sin θ, 0]`` and
+``swap([x₁, x₂, x₃]) = [x₂, x₁, x₃]``, where x₃ are the channels that a partial RoPE leaves alone; in the interleaved
+layout neighbours take the place of the halves. A per-row scale multiplies both tables (§3: 1/RMS goes into RoPE); a
+gain g in front of RoPE becomes ``C ⊙ g`` and ``S ⊙ swap(g)`` (§4.2; the paper's layout is the interleaved one).
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +21,65 @@ import numpy as np
 from ..errors import FlashNormError
 
 Tables = tuple[mx.array, mx.array]
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """One kind of RoPE: of which channels of a head, by which angles.
+
+    Args:
+        inv_freq: angle a position of each rotated pair, ``[rotary dims / 2]``.
+        traditional: pairs are neighbours (interleaved), not a half's width apart.
+        factor: the rotated channels are multiplied by it (longrope and yarn).
+    """
+
+    head_dim: int
+    inv_freq: np.ndarray
+    traditional: bool = False
+    factor: float = 1.0
+
+    @property
+    def dims(self) -> int:
+        """Channels that are rotated, the first of each head."""
+        return 2 * self.inv_freq.size
+
+    @cached_property
+    def frequencies(self) -> mx.array:
+        return mx.array(self.inv_freq, mx.float32)
+
+    @cached_property
+    def periods(self) -> mx.array:
+        return mx.array(1 / self.inv_freq, mx.float32)
+
+    def swap(self, x: mx.array) -> mx.array:
+        """Each channel of the last axis gives way to the one that it is rotated with."""
+        half, dims = self.dims // 2, self.dims
+        if self.traditional:
+            pairs = x[..., :dims].reshape(*x.shape[:-1], half, 2)
+            parts = [mx.stack([pairs[..., 1], pairs[..., 0]], axis=-1).reshape(*x.shape[:-1], dims)]
+        else:
+            parts = [x[..., half:dims], x[..., :half]]
+        return mx.concatenate([*parts, x[..., dims:]] if dims < self.head_dim else parts, axis=-1)
+
+    def with_gain(self, base: Tables, gain: mx.array) -> Tables:
+        """``C ⊙ g`` and ``S ⊙ swap(g)``: RoPE of ``g ⊙ x`` read off x (§4.2). ``gain [..., head_dim]``, broadcast."""
+        c, s = base
+        return c * gain, s * self.swap(gain)
+
+    def rotate(self, x: mx.array, base: Tables, scale: mx.array | None = None) -> mx.array:
+        """``s · RoPE(x)``, in x's dtype; ``x [batch, heads, length, head_dim]``, ``scale [batch, 1, length, 1]``."""
+        c, s = base
+        return _rotate(x, self.swap(x), c, s) if scale is None else _rotate_scaled(x, self.swap(x), c, s, scale)
+
+
+def rotation(head_dim: int, dims: int, base: float, scaling: Mapping[str, Any] | None = None) -> Rotation:
+    """The half-split RoPE of config.json's values, one object for equal values; see :func:`inverse_frequencies`."""
+    return _rotation(head_dim, dims, base, json.dumps(scaling, sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def _rotation(head_dim: int, dims: int, base: float, scaling: str) -> Rotation:
+    return Rotation(head_dim, inverse_frequencies(dims, base, json.loads(scaling)))
 
 
 def inverse_frequencies(dims: int, base: float, scaling: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -52,56 +113,48 @@ def rope_type(scaling: Mapping[str, Any] | None) -> str:
     return str((scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default")
 
 
-def swap(x: mx.array) -> mx.array:
-    """``[x₁, x₂] -> [x₂, x₁]``: the halves of the last axis change places."""
-    half = x.shape[-1] // 2
-    return mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
-
-
-def tables(inv_freq: mx.array, offset: int | mx.array, length: int) -> Tables:
+def tables(rotation: Rotation, offset: int | mx.array, length: int) -> Tables:
     """``C`` and ``S`` of the positions ``offset … offset + length - 1``, float32.
 
-    ``[length, dims]`` for one offset, ``[batch, 1, length, dims]`` for an offset a row (batched caches, where it may
-    be negative on left padding).
+    ``[length, head_dim]`` for one offset, ``[batch, 1, length, head_dim]`` for an offset a row (batched caches, where
+    it may be negative on left padding).
     """
     steps = mx.arange(length, dtype=mx.float32)
     if isinstance(offset, mx.array) and offset.ndim:
         positions = (offset.astype(mx.float32)[:, None] + steps)[:, None]
     else:
         positions = offset + steps
-    theta = positions[..., None] * inv_freq
-    cos, sin = mx.cos(theta), mx.sin(theta)
-    return mx.concatenate([cos, cos], axis=-1), mx.concatenate([-sin, sin], axis=-1)
-
-
-def with_gain(base: Tables, gain: mx.array) -> Tables:
-    """``C ⊙ g`` and ``S ⊙ swap(g)``: RoPE of ``g ⊙ x`` read off x (§4.2). ``gain [..., dims]``, broadcast."""
-    c, s = base
-    return c * gain, s * swap(gain)
+    theta = positions[..., None] * rotation.frequencies
+    cos, sin = mx.cos(theta) * rotation.factor, mx.sin(theta) * rotation.factor
+    c, s = [cos, cos], [-sin, sin]
+    if rotation.traditional:
+        c, s = ([mx.stack(pair, axis=-1).reshape(*theta.shape[:-1], rotation.dims)] for pair in (c, s))
+    rest = (*theta.shape[:-1], rotation.head_dim - rotation.dims)
+    if rest[-1]:
+        c, s = [*c, mx.ones(rest)], [*s, mx.zeros(rest)]
+    return mx.concatenate(c, axis=-1), mx.concatenate(s, axis=-1)
 
 
 @dataclass(frozen=True)
 class Positions:
     """Where the new tokens of one pass stand; their tables are made when first asked for."""
 
-    inv_freq: mx.array
+    rotation: Rotation
     offset: int | mx.array
     length: int
 
     @cached_property
     def tables(self) -> Tables:
-        return tables(self.inv_freq, self.offset, self.length)
+        return tables(self.rotation, self.offset, self.length)
 
     def launch(self, x: mx.array) -> mx.array:
-        """RoPE by MLX's own kernel, for where nothing is folded into it; ``x [batch, heads, length, dims]``."""
-        periods = 1 / self.inv_freq
-        return mx.fast.rope(x, x.shape[-1], traditional=False, base=None, scale=1.0, offset=self.offset, freqs=periods)
-
-
-def rotate(x: mx.array, base: Tables, scale: mx.array | None = None) -> mx.array:
-    """``s · RoPE(x)``, in x's dtype; ``x [batch, heads, length, dims]``, ``scale [batch, 1, length, 1]`` or None."""
-    c, s = base
-    return _rotate(x, swap(x), c, s) if scale is None else _rotate_scaled(x, swap(x), c, s, scale)
+        """RoPE by MLX's own kernel, for where nothing is folded into it; ``x [batch, heads, length, head_dim]``."""
+        r = self.rotation
+        if r.factor != 1.0:
+            return r.rotate(x, self.tables)
+        return mx.fast.rope(
+            x, r.dims, traditional=r.traditional, base=None, scale=1.0, offset=self.offset, freqs=r.periods
+        )
 
 
 @partial(mx.compile, shapeless=True)

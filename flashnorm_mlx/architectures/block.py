@@ -1,0 +1,114 @@
+"""The decoder block in its five operations, with the norms where a family has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..layers.attention import Attention
+from ..layers.fused import FusedBlock
+from ..layers.mlp import GatedMLP
+from ..layers.norm import PostNorm, Unnormed, add_clipped
+from ..layers.prompt import PromptBlock
+from ..layers.rope import Positions, Rotation
+
+#: What sets the passes of some layers apart from others': the window of their attention, and their RoPE.
+Kind = tuple[int | None, Rotation]
+
+
+class Names(NamedTuple):
+    """What a checkpoint calls a block's parts; None: the family has no such norm. The defaults are Llama's."""
+
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    attention_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
+    attention_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+
+
+PRE_NORM = Names()
+
+
+class Parts(NamedTuple):
+    """A block's modules; where the family has no norm in front, it is an Unnormed, and one behind is None."""
+
+    attention: Attention
+    mlp: GatedMLP
+    attention_norm: Any
+    mlp_norm: Any
+    attention_post_norm: PostNorm | None
+    mlp_post_norm: PostNorm | None
+
+
+class Block(nn.Module):
+    """A decoder block.
+
+    Args:
+        norm: makes a foldable norm, in front of projections.
+        post_norm: makes a norm of what is added to the residual.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: GatedMLP,
+        norm: Callable[[], nn.Module],
+        names: Names = PRE_NORM,
+        post_norm: Callable[[], PostNorm] | None = None,
+    ) -> None:
+        super().__init__()
+        self._names = names
+        self[names.attention] = attention
+        self[names.mlp] = mlp
+        for name in (names.attention_norm, names.mlp_norm):
+            if name is not None:
+                self[name] = norm()
+        for name in (names.attention_post_norm, names.mlp_post_norm):
+            if name is not None and post_norm is not None:
+                self[name] = post_norm()
+
+    def __call__(self, h: mx.array, positions: Positions, mask: Any = None, cache: Any = None) -> mx.array:
+        attention, mlp, attention_norm, mlp_norm, attention_post_norm, mlp_post_norm = self.parts
+        qkv = attention.qkv(attention_norm, h, positions)
+        a = attention.attend(qkv, mask, cache)
+        h = add(h, attention.o_proj(a), attention_post_norm)
+        f = mlp.gate_up(mlp_norm, h)
+        return add(h, mlp.down_proj(f), mlp_post_norm)
+
+    @property
+    def parts(self) -> Parts:
+        n = self._names
+        before = [self[name] if name else Unnormed() for name in (n.attention_norm, n.mlp_norm)]
+        behind = [self[name] if name else None for name in (n.attention_post_norm, n.mlp_post_norm)]
+        return Parts(self[n.attention], self[n.mlp], *before, *behind)  # type: ignore[arg-type]
+
+    @property
+    def kind(self) -> Kind:
+        attention = self[self._names.attention]
+        return attention.window, attention.rotation
+
+    @property
+    def needs_mask_array(self) -> bool:
+        """Whether attention is computed in plain operations, which know no mask by name."""
+        return self[self._names.attention].softcap is not None
+
+    def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
+        """The same block by kernels, for activations of ``dtype``; shares the weights.
+
+        Args:
+            pending: the post-norm of the block before, which is done here.
+        """
+        return FusedBlock(*self.parts, dtype=dtype, pending=pending)
+
+    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock:
+        """The same block for many tokens, once it is fused."""
+        return PromptBlock(*self.parts, kind=self.kind, dtype=dtype, measure=measure)
+
+
+def add(h: mx.array, p: mx.array, post_norm: PostNorm | None) -> mx.array:
+    """``h + p``, or with a post-norm ``h + norm(p)``."""
+    return h + p if post_norm is None else add_clipped(h, post_norm(p))
