@@ -67,9 +67,8 @@ def convert(args: Namespace) -> int:
     folded = sum(1 for step in report.plan.steps if not step.kept)
     others = "; the others:" if folded < len(report.plan.steps) else ""
     _out.print(f"{folded} of {len(report.plan.steps)} norms folded{others}")
-    for step in report.plan.steps:
-        if step.kept and step.norm.count(".0.") == step.norm.count(".layers."):
-            _out.print(f"  {step.fold.norm}: {step.kept}", markup=False)
+    for norm, kept in dict.fromkeys((step.fold.norm, step.kept) for step in report.plan.steps if step.kept):
+        _out.print(f"  {norm}: {kept}", markup=False)
     _out.print(
         f"{report.source_bytes / 1e6:.1f} MB in {report.source_tensors} tensors -> "
         f"{report.target_bytes / 1e6:.1f} MB in {report.target_tensors} tensors"
@@ -175,8 +174,9 @@ def _show_info(info: Info) -> None:
         norms.add_row(
             f"{fate.count} × {fate.norm.rpartition('.')[2]}", f"into {', '.join(fate.into)}" if fate.into else ""
         )
-        norms.add_row("", f"gain: {fate.gain}")
-        norms.add_row("", f"scale: {fate.scale}")
+        for what in ("gain", "bias", "mean", "scale"):
+            if getattr(fate, what):
+                norms.add_row("", f"{what}: {getattr(fate, what)}")
     _out.print()
     _out.print(norms)
     _out.print()

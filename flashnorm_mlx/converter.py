@@ -15,9 +15,8 @@ from .architectures.base import Decoder
 from .checkpoint import DTYPES as FILE_DTYPES
 from .checkpoint import Checkpoint, Part, local, new_folder, open_checkpoint, write_shards
 from .errors import FlashNormError
-from .layers.rope import rope_type
 from .loader import DTYPES, Progress, check_tensors, configured, resolve
-from .plan import Plan
+from .plan import UNWRITABLE, Plan
 from .selfcheck import SelfCheck, self_check
 
 BITS = (4, 8)
@@ -136,7 +135,7 @@ def convert_with_report(
     check_tensors(checkpoint, model)
     with new_folder(target) as work:
         recipe = _Recipe(checkpoint, model, options)
-        parts = [*map(recipe.part, recipe.names), *recipe.missing_norms()]
+        parts = [*map(recipe.part, recipe.tensors), *recipe.missing_norms()]
         write_shards(work, parts, done=lambda n: progress("folding", n, len(parts)))
         (work / "config.json").write_text(json.dumps(recipe.config(), indent=4) + "\n", encoding="utf-8")
         for file in (file for pattern in CARRIED for file in path.glob(pattern) if file.is_file()):
@@ -159,8 +158,10 @@ class _Recipe:
 
     def __init__(self, checkpoint: Checkpoint, model: Decoder, options: Options) -> None:
         self.checkpoint, self.options, self.args = checkpoint, options, model.args
-        self.names = [name for name in checkpoint.tensors if not model.is_unused(name)]
-        self.plan = model.plan(self.names)
+        self.tensors = model.headers(checkpoint.tensors)
+        self.stored = model.stored({name: t.shape for name, t in checkpoint.tensors.items()})
+        plan = model.plan(self.tensors)
+        self.plan = plan.kept(UNWRITABLE) if plan.writers else plan
         self.quantised = {f"{p}.weight" for p, m in model.named_modules() if options.quantize and self._fits(m)}
         self.folded = {f"{step.norm}.weight": step.fold for step in self.plan.gain_of.values()}
         # gains are small and read once; a norm's consumers may lie in other shards than the norm
@@ -170,12 +171,13 @@ class _Recipe:
 
     def part(self, name: str) -> Part:
         """One source tensor's share of the result: the sizes now, the arrays when its turn comes."""
-        tensor = self.checkpoint.tensors[name]
+        tensor, stored = self.tensors[name], self.stored[name]
         dtype = FILE_DTYPES[tensor.dtype][1]
         assert dtype is not None
 
         def make() -> dict[str, mx.array]:
-            return self._written(name, mx.load(str(tensor.file))[name])  # type: ignore[call-overload,arg-type]
+            source: mx.array = mx.load(str(tensor.file))[stored.name]  # type: ignore[assignment,call-overload]
+            return self._written(name, source.T if stored.transposed else source)
 
         shapes = self._written(name, mx.zeros(tensor.shape, dtype))  # lazy: nothing is computed
         return Part({written: array.nbytes for written, array in shapes.items()}, make)
@@ -183,18 +185,13 @@ class _Recipe:
     def missing_norms(self) -> list[Part]:
         """Identities for norms that a folded source has dropped; stock loaders ask for them."""
         size, dtype = self.args.hidden_size, DTYPES[self.options.dtype or "float32"]
-        names = [f"{step.norm}.weight" for step in self.plan.steps]
-        absent = [name for name in names if name not in self.checkpoint.tensors]
+        names = [f"{step.norm}.weight" for step in self.plan.steps if "weight" in step.fold.parameters]
+        absent = [name for name in names if name not in self.tensors]
         return [Part({n: size * dtype.size}, lambda n=n: {n: mx.ones((size,), dtype)}) for n in absent]  # type: ignore[misc]
 
     def config(self) -> dict:
         """config.json of the result: the source's, with what was done, and with what loaders read differently said."""
-        config = dict(self.checkpoint.config)
-        config["tie_word_embeddings"] = self.args.tie_word_embeddings
-        config["head_dim"] = self.args.head_size
-        config["rope_theta"] = self.args.rope_theta
-        scaled = rope_type(self.args.rope_scaling) != "default"
-        config["rope_scaling"] = self.args.rope_scaling if scaled else None
+        config = {**self.checkpoint.config, **self.args.for_stock()}
         config["flashnorm"] = {
             "version": 1,
             "folded": {step.norm: list(step.into) for step in self.plan.steps if not step.kept},

@@ -5,7 +5,7 @@ Conventions: a linear layer is ``y = x Wᵀ + c`` with ``W`` of shape ``[out, in
 ``g``, ``β`` and ``x`` have ``in`` entries, ``c`` has ``out``. Everything is computed in float32 and returned in the
 dtype that is asked for, by default that of the array that is rewritten.
 
-The architectures at hand are RMSNorm's, without biases: norm bias and mean-centring are there for LayerNorm's.
+RMSNorm has a gain only. LayerNorm has a bias β besides, and subtracts the mean; DyT has gain and bias.
 """
 
 from __future__ import annotations
@@ -50,10 +50,27 @@ def fold_bias(weight: mx.array, beta: mx.array, bias: mx.array | None = None) ->
     by g). Shapes: ``weight [out, in]``, ``beta [in]``, ``bias [out]`` or None. Returns ``[out]``, of the bias' dtype
     (the weight's where there was none).
     """
-    folded = weight.astype(mx.float32) @ beta.astype(mx.float32)
+    # no matrix product, which GPUs may round to TF32
+    folded = mx.sum(weight.astype(mx.float32) * beta.astype(mx.float32), axis=-1)
     if bias is None:
         return folded.astype(weight.dtype)
     return (bias.astype(mx.float32) + folded).astype(bias.dtype)
+
+
+def fold_affine(
+    weight: mx.array, bias: mx.array | None, gain: mx.array | None, beta: mx.array | None
+) -> tuple[mx.array, mx.array | None]:
+    """``W* = W diag(g)``, ``c* = c + W β``: both parameters of a norm ``x̂·g + β`` at once (§1.1, LayerNorm and DyT).
+
+    Shapes: ``weight [out, in]``, ``bias [out]``, ``gain`` and ``beta`` ``[in]``; None: the norm, or the layer, has
+    none. Returns the weight, and the bias that the layer has then, if it has one.
+
+    Raises:
+        ValueError: if the gain's length is not the layer's input size.
+    """
+    if beta is not None:  # first, while W has no gain in it
+        bias = fold_bias(weight, beta, bias)
+    return weight if gain is None else fold_gain(weight, gain), bias
 
 
 def fold_centring(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from .architectures.base import Decoder, named_arrays
 from .checkpoint import DTYPES, Checkpoint, open_checkpoint
@@ -26,6 +27,9 @@ class NormFate:
     into: tuple[str, ...]
     gain: str
     scale: str
+    #: Of a LayerNorm; empty for others.
+    bias: str
+    mean: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Info:
     parameters: int
     weights: str
     file_bytes: int
-    #: Weight bytes that one decoded token reads: everything but a separate embedding table.
+    #: Weight bytes that one decoded token reads: everything but tables that a row is looked up in.
     bytes_per_token: int
     #: Cache bytes that each position of the context takes, in the compute dtype.
     cache_bytes_per_position: int
@@ -58,8 +62,10 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
     checkpoint = open_checkpoint(path)
     model = configured(checkpoint, {})
     check_tensors(checkpoint, model)
-    args, tensors = model.args, checkpoint.tensors
-    embedding = sum(t.nbytes for n, t in tensors.items() if n.startswith("model.embed_tokens."))
+    args, tensors = model.args, model.headers(checkpoint.tensors)
+    read_by_head = model.embedding if args.tie_word_embeddings else None
+    tables = {p for p, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not read_by_head}
+    looked_up = sum(t.nbytes for n, t in tensors.items() if n.rpartition(".")[0] in tables)
     computing = compute_dtype(dtype) or _file_dtype(checkpoint)
     return Info(
         path=checkpoint.path,
@@ -68,7 +74,7 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
         parameters=sum(a.size for _, a in named_arrays(model)),
         weights=describe_weights(checkpoint),
         file_bytes=checkpoint.nbytes,
-        bytes_per_token=checkpoint.nbytes - (0 if args.tie_word_embeddings else embedding),
+        bytes_per_token=checkpoint.nbytes - looked_up,
         cache_bytes_per_position=2 * args.num_hidden_layers * args.kv_heads * args.head_size * computing.size,
         compute_dtype=dtype_name(computing),
         device=device_name(),
@@ -127,11 +133,21 @@ def _kernels(model: Decoder) -> tuple[str, ...]:
 def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:
     groups: Counter[tuple] = Counter()
     for step in steps:
-        gain = "folded into the weights" if not step.kept else f"kept: {step.kept}" if step.into else step.kept
-        if step.kept == MARKED:
-            gain = step.kept
+        fold, fate = step.fold, f"kept: {step.kept}" if step.into else step.kept
+        gain = "folded into the weights" if not step.kept else MARKED if step.kept == MARKED else fate
+        bias = "folded into the biases" if not step.kept else fate
+        mean = "removed: every writer of the residual is centred" if not step.kept else fate
+        if step.into and "weight" not in fold.parameters:
+            gain = "none"
         short = tuple(c.rpartition(".")[2] for c in step.fold.into)
         if step.kept == TIED:
             short = ("lm_head, tied to embed_tokens",)
-        groups[step.fold.norm, short, gain, step.fold.scale or "computed with the norm"] += 1
-    return tuple(NormFate(norm, n, into, gain, scale) for (norm, into, gain, scale), n in groups.items())
+        groups[
+            fold.norm,
+            short,
+            gain,
+            fold.scale or "computed with the norm",
+            bias if "bias" in fold.parameters else "",
+            mean if fold.centres else "",
+        ] += 1
+    return tuple(NormFate(fate[0], n, *fate[1:]) for fate, n in groups.items())

@@ -208,7 +208,7 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
 
 def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
     """Raise a FlashNormError for a tensor that is missing, left over, or of the wrong shape."""
-    have = {name: t for name, t in checkpoint.tensors.items() if not model.is_unused(name)}
+    have = model.headers(checkpoint.tensors)
     if any(name.endswith(".qweight") for name in have):
         return  # awq or gptq, which mlx-lm's loader turns into MLX's format
     want = {name: tuple(a.shape) for name, a in named_arrays(model)}

@@ -7,7 +7,7 @@ declarations, and so none of them names an architecture.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: The key in config.json that says a checkpoint's gains are already folded: ours, and two that were published.
 MARKS = ("flashnorm", "flashnorm_folded", "flash_norm")
@@ -15,6 +15,12 @@ MARKS = ("flashnorm", "flashnorm_folded", "flash_norm")
 #: Reasons for which a norm with consumers keeps its gain.
 TIED = "the head is tied to the embeddings"
 MARKED = "folded already"
+QUANTISED = "the projections are already quantised"
+EXPLICIT = "the weights are already quantised; a LayerNorm is folded with every writer of the residual or not at all"
+UNWRITABLE = (
+    "a LayerNorm folds into biases and a head that stock mlx-lm has no place for, and is centred by weights that "
+    "quantising would shift; unquantised, it is folded when it is loaded"
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,26 @@ class Fold:
     scale: str = ""
     #: Why the gain is not folded, in words; only for a norm without consumers.
     instead: str = ""
+    #: What the norm stores: a gain; LayerNorm also a bias β, which goes into its consumers' biases (§1.1), or nothing.
+    parameters: tuple[str, ...] = ("weight",)
+    #: The norm subtracts the mean (LayerNorm), which its residual's writers are freed of instead (§1.2).
+    centres: bool = False
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What adds to the residual in front of LayerNorms: a projection, or a table that rows are looked up in."""
+
+    name: str
+    is_table: bool = False
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a checkpoint has one of a model's tensors: under which name, and whether as the transposed matrix."""
+
+    name: str
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,10 +74,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with every norm of a checkpoint; ``gain_of`` maps each consumer to its norm, if that is folded."""
+    """What is done with every norm of a checkpoint; ``gain_of`` maps each consumer to its norm, if that is folded.
+
+    ``writers`` are to be centred; there are none where no norm subtracts a mean, or all stay explicit.
+    """
 
     steps: tuple[Step, ...]
     gain_of: dict[str, Step] = field(default_factory=dict)
+    writers: tuple[Writer, ...] = ()
+
+    def kept(self, reason: str) -> Plan:
+        """The plan that leaves every norm as it is."""
+        return Plan(tuple(replace(step, kept=step.kept or reason) for step in self.steps))
 
 
 def is_marked(config: dict) -> bool:
@@ -75,10 +109,31 @@ def make_plan(folds: tuple[Fold, ...], num_layers: int, names: Container[str], *
         elif marked:
             kept = MARKED
         elif any(f"{c}{suffix}" in names for c in into for suffix in (".scales", ".qweight")):
-            kept = "the projections are already quantised"
+            kept = QUANTISED
         steps.append(Step(fold, norm, into, kept))
     gain_of = {consumer: step for step in steps if not step.kept for consumer in step.into}
     return Plan(tuple(steps), gain_of)
+
+
+def make_centred_plan(
+    folds: tuple[Fold, ...], writers: tuple[Writer, ...], num_layers: int, names: Container[str]
+) -> Plan:
+    """The same for LayerNorms, whose mean is gone only if *every* writer of the residual is centred: all or nothing.
+
+    Gain and bias fold into whatever consumes them; a tied head is given a table of its own for it, for the one that
+    rows are looked up in is centred. Marks of folded checkpoints say nothing here: to fold an identity, or to centre
+    again, changes nothing.
+    """
+    steps = tuple(
+        Step(fold, norm, into, "" if into else fold.instead) for fold, norm, into in _instances(folds, num_layers)
+    )
+    every = tuple(
+        replace(w, name=w.name.format(i=i)) for w in writers for i in range(num_layers if "{i}" in w.name else 1)
+    )
+    layers = [consumer for step in steps for consumer in step.into] + [writer.name for writer in every]
+    if any(f"{layer}{suffix}" in names for layer in layers for suffix in (".scales", ".qweight")):
+        return Plan(tuple(replace(s, fold=replace(s.fold, scale=""), kept=s.kept or EXPLICIT) for s in steps))
+    return Plan(steps, {consumer: step for step in steps for consumer in step.into}, every)
 
 
 def _instances(folds: tuple[Fold, ...], num_layers: int) -> Iterator[tuple[Fold, str, tuple[str, ...]]]:

@@ -86,7 +86,7 @@ def verify(
     if len(ids) < 2:
         raise FlashNormError("the text is too short: at least two tokens are needed")
     progress("verifying", 0, 1 + len(ARMS))
-    want = _run(lambda: _stock(path), ids, greedy_tokens)
+    want = _reference(path, ids, greedy_tokens)
     results = []
     for i, arm in enumerate(ARMS):
         progress("verifying", 1 + i, 1 + len(ARMS))
@@ -143,14 +143,17 @@ def _run(make: Callable[[], nn.Module], ids: list[int], greedy_tokens: int) -> _
     return _Run(logits, greedy, math.exp(min(float(loss.item()), 700.0)))  # type: ignore[arg-type]
 
 
-def _stock(path: Path) -> nn.Module:
+def _reference(path: Path, ids: list[int], greedy_tokens: int) -> _Run:
     from mlx_lm.utils import load_model as load_with_mlx_lm
 
-    try:
+    def stock() -> nn.Module:
         model, _ = load_with_mlx_lm(path, lazy=True)
-    except Exception as error:  # whatever mlx-lm raises, it is the reference that is missing
+        model.set_dtype(mx.float32)
+        return model
+
+    try:
+        return _run(stock, ids, greedy_tokens)
+    except (Exception, SystemExit) as error:  # whatever mlx-lm raises, it is the reference that is missing
         raise FlashNormError(
-            f"{path}: stock mlx-lm can't load it, so there is nothing to compare with: {error}"
+            f"{path}: stock mlx-lm can't load it or run it, so there is nothing to compare with: {error}"
         ) from None
-    model.set_dtype(mx.float32)
-    return model

@@ -20,6 +20,12 @@ def tiny_config(model_type: str, **overrides: Any) -> dict[str, Any]:
     return {**architectures.find(model_type).TINY, "model_type": model_type, **overrides}
 
 
+def tying(model_type: str, tied: bool) -> dict[str, bool]:
+    """What config.json says for a tied or an untied head; some families have tied ones only."""
+    key = "share_input_output_layers" if model_type == "openelm" else "tie_word_embeddings"
+    return {key: tied or model_type in ("gemma", "gemma2")}
+
+
 def stock_model(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's own model of a config: the independent reference."""
     from mlx_lm.utils import _get_classes

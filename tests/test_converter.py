@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx_lm
 import numpy as np
 import pytest
-from checkpoints import FAMILIES, edit_config, relative_error, write_checkpoint
+from checkpoints import FAMILIES, edit_config, relative_error, tying, write_checkpoint
 
 from flashnorm_mlx import FlashNormError, converter, fold
 from flashnorm_mlx.checkpoint import open_checkpoint
@@ -30,7 +30,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_atten
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folding_alone_is_exact_and_stock_loads_it(tmp_path: Path, family: str, tied: bool) -> None:
-    source = write_checkpoint(tmp_path / "s", family, shards=3, tie_word_embeddings=tied)
+    source = write_checkpoint(tmp_path / "s", family, shards=3, **tying(family, tied))
     report = convert_with_report(source, tmp_path / "t", Options(quantize=False))
     want, source_tokenizer = mlx_lm.load(str(source))
     stock, tokenizer = mlx_lm.load(str(tmp_path / "t"))
@@ -40,11 +40,14 @@ def test_folding_alone_is_exact_and_stock_loads_it(tmp_path: Path, family: str, 
     assert report.check.fold_error <= 5e-6
     assert report.check.target_error <= 5e-6
     assert report.target_bytes == open_checkpoint(tmp_path / "t").nbytes
-    gains = {k: v for k, v in open_checkpoint(tmp_path / "t").arrays().items() if k.endswith("layernorm.weight")}
-    assert len(gains) == 6
-    assert all(mx.all(g == 1).item() for g in gains.values())
+    arrays = open_checkpoint(tmp_path / "t").arrays()
+    folded = [step for step in report.plan.steps if not step.kept]
+    assert len(folded) >= 6
+    for step in folded:
+        identity = 0.0 if step.fold.plus_one else 1.0
+        assert mx.all(arrays[f"{step.norm}.weight"] == identity).item()
     kept = json.loads((tmp_path / "t" / "config.json").read_text())["flashnorm"]["kept"]
-    assert ("model.norm" in kept) == tied
+    assert (report.plan.steps[-1].norm in kept) == next(iter(tying(family, tied).values()))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

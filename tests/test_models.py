@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import FAMILIES, our_model, relative_error, stock_with_weights, tiny_config
+from checkpoints import FAMILIES, our_model, relative_error, stock_with_weights, tiny_config, tying
 from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 
 from flashnorm_mlx import architectures, fold
@@ -98,11 +98,8 @@ def test_deferred_and_weightless_are_one_value(
     """Both forms of the flashnorm arm, whichever this device would take."""
     from flashnorm_mlx.layers import norm
 
-    if family in ("gemma", "gemma2") and not tied:
-        return  # there is no such model
-
     monkeypatch.setattr(norm, "deferring_pays", lambda a: defer)
-    config = tiny_config(family, tie_word_embeddings=tied)
+    config = tiny_config(family, **tying(family, tied))
     stock, weights = stock_with_weights(config)
     ids = ids_for(config)
     assert relative_error(token_by_token(our_model(config, weights), ids), stock(ids)) <= TOLERANCE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -12,12 +14,13 @@ from mlx_lm.models.base import create_attention_mask
 
 from .. import fold
 from ..cache import KVCache
+from ..checkpoint import Tensor
 from ..layers.attention import Attention
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS, PostNorm, settled
 from ..layers.prompt import MANY, whole
 from ..layers.rope import Positions, Rotation, rotation
-from ..plan import MARKED, Fold, Plan, make_plan
+from ..plan import MARKED, Fold, Plan, Stored, make_plan
 from .config import Config
 from .decode import DecodeStep
 
@@ -126,7 +129,8 @@ class Decoder(nn.Module):
 
     @property
     def embedding(self) -> nn.Module:
-        return self.stack[self.EMBEDDING]
+        layer: nn.Module = getattr(self.stack, self.EMBEDDING)
+        return layer
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -182,6 +186,16 @@ class Decoder(nn.Module):
         for name in [f"{step.norm}.weight" for step in plan.steps if step.fold.plus_one]:
             weights[name] = fold.effective_gain(weights[name], plus_one=True).astype(weights[name].dtype)
         return {k: self._cast(v) for k, v in weights.items()}
+
+    def stored(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+        """Where a checkpoint of these names and shapes has each of the model's tensors."""
+        return {name: Stored(name) for name in shapes if not self.is_unused(name)}
+
+    def headers(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same, as the tensors' headers, in the model's own names and layout."""
+        stored = self.stored({name: t.shape for name, t in tensors.items()})
+        transposed = {name: replace(t, shape=t.shape[::-1]) for name, t in tensors.items()}
+        return {name: (transposed if s.transposed else tensors)[s.name] for name, s in stored.items()}
 
     def is_unused(self, name: str) -> bool:
         """Whether a tensor of a stock checkpoint has no place in the model."""

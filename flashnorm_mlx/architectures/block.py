@@ -15,6 +15,9 @@ from ..layers.norm import PostNorm, Unnormed, add_clipped
 from ..layers.prompt import PromptBlock
 from ..layers.rope import Positions, Rotation
 
+#: Makes a norm.
+Norm = Callable[[], nn.Module]
+
 #: What sets the passes of some layers apart from others': the window of their attention, and their RoPE.
 Kind = tuple[int | None, Rotation]
 
@@ -56,7 +59,7 @@ class Block(nn.Module):
         self,
         attention: Attention,
         mlp: GatedMLP,
-        norm: Callable[[], nn.Module],
+        norm: Norm,
         names: Names = PRE_NORM,
         post_norm: Callable[[], PostNorm] | None = None,
     ) -> None:

@@ -91,6 +91,15 @@ class Config:
     def head_size(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    def for_stock(self) -> dict[str, Any]:
+        """The keys of config.json that stock loaders misread, or ask for, where they are not written."""
+        return {
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "head_dim": self.head_size,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling if rope_type(self.rope_scaling) != "default" else None,
+        }
+
     def check(self) -> None:
         """Raise a FlashNormError where values contradict each other, or ask for what is not supported."""
         heads = self.num_attention_heads

@@ -86,6 +86,9 @@ class Config(base.Config):
         except base.FlashNormError as error:
             raise base.FlashNormError(_in_own_words(str(error))) from None
 
+    def for_stock(self) -> dict[str, Any]:
+        return {"share_input_output_layers": self.tie_word_embeddings}
+
     def check(self) -> None:
         for key in ("num_query_heads", "num_kv_heads", "ffn_multipliers"):
             entries = getattr(self, key)

@@ -24,7 +24,7 @@ MANY = 1024
 
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
-    "plain": lambda x, residual: mx.fast.rms_norm(x + residual, None, 1e-5),  # type: ignore[operator]
+    "plain": lambda x, residual: mx.fast.rms_norm(x + residual, None, 1e-5),
 }
 
 
