@@ -157,12 +157,13 @@ class _Recipe:
     """What each of a source's tensors becomes."""
 
     def __init__(self, checkpoint: Checkpoint, model: Decoder, options: Options) -> None:
-        self.checkpoint, self.options, self.args = checkpoint, options, model.args
+        self.checkpoint, self.options, self.model, self.args = checkpoint, options, model, model.args
         self.tensors = model.headers(checkpoint.tensors)
         self.stored = model.stored({name: t.shape for name, t in checkpoint.tensors.items()})
         plan = model.plan(self.tensors)
         self.plan = plan.kept(UNWRITABLE) if plan.writers else plan
-        self.quantised = {f"{p}.weight" for p, m in model.named_modules() if options.quantize and self._fits(m)}
+        fitting = [p for p, m in model.named_modules() if options.quantize and self._fits(m)]
+        self.quantised = {f"{q}.weight" for p in fitting for q in (p, *model.stored_as(p, self.tensors))}
         self.folded = {f"{step.norm}.weight": step.fold for step in self.plan.gain_of.values()}
         # gains are small and read once; a norm's consumers may lie in other shards than the norm
         arrays = checkpoint.arrays()
@@ -184,10 +185,14 @@ class _Recipe:
 
     def missing_norms(self) -> list[Part]:
         """Identities for norms that a folded source has dropped; stock loaders ask for them."""
-        size, dtype = self.args.hidden_size, DTYPES[self.options.dtype or "float32"]
-        names = [f"{step.norm}.weight" for step in self.plan.steps if "weight" in step.fold.parameters]
-        absent = [name for name in names if name not in self.tensors]
-        return [Part({n: size * dtype.size}, lambda n=n: {n: mx.ones((size,), dtype)}) for n in absent]  # type: ignore[misc]
+        dtype, parts = DTYPES[self.options.dtype or "float32"], []
+        for step in self.plan.steps:
+            name = f"{step.norm}.weight"
+            if "weight" in step.fold.parameters and name not in self.tensors:
+                size = self.model.size_of(step.norm)
+                identity = fold.identity_gain(mx.ones(size, dtype), plus_one=step.fold.plus_one)
+                parts.append(Part({name: identity.nbytes}, lambda name=name, gain=identity: {name: gain}))  # type: ignore[misc]
+        return parts
 
     def config(self) -> dict:
         """config.json of the result: the source's, with what was done, and with what loaders read differently said."""
@@ -211,14 +216,20 @@ class _Recipe:
         """The tensors that are written for one of the source's; nothing is evaluated."""
         if not mx.issubdtype(source.dtype, mx.floating):
             return {name: source}
-        dtype = DTYPES[self.options.dtype] if self.options.dtype else source.dtype
+        as_it_is = not self.options.dtype or self.model.is_exact(name)
+        dtype = source.dtype if as_it_is else DTYPES[self.options.dtype]  # type: ignore[index]
         if name in self.folded:
             return {name: fold.identity_gain(source, plus_one=self.folded[name].plus_one).astype(dtype)}
         value, stem = source.astype(mx.float32), name.removesuffix(".weight")
         step = self.plan.gain_of.get(stem) if name.endswith(".weight") else None
         if step is not None:
-            value = fold.fold_gain(value, self.gains[f"{step.norm}.weight"], plus_one=step.fold.plus_one)
+            gain, plus_one = self.gains[f"{step.norm}.weight"], step.fold.plus_one
+            value = fold.fold_gain(value, gain, plus_one=plus_one, axis=step.axis(stem))
+        return {k: v for n, a in self.model.arranged(name, value).items() for k, v in self._packed(n, a, dtype).items()}
+
+    def _packed(self, name: str, value: mx.array, dtype: mx.Dtype) -> dict[str, mx.array]:
         if name not in self.quantised:
             return {name: value.astype(dtype)}
+        stem = name.removesuffix(".weight")
         weight, scales, biases = mx.quantize(value, bits=self.options.bits, group_size=self.options.group_size)
         return {name: weight, f"{stem}.scales": scales.astype(dtype), f"{stem}.biases": biases.astype(dtype)}

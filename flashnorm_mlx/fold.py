@@ -26,20 +26,24 @@ def identity_gain(weight: mx.array, *, plus_one: bool = False) -> mx.array:
     return mx.zeros_like(weight) if plus_one else mx.ones_like(weight)
 
 
-def fold_gain(weight: mx.array, gain: mx.array, *, plus_one: bool = False, dtype: mx.Dtype | None = None) -> mx.array:
+def fold_gain(
+    weight: mx.array, gain: mx.array, *, plus_one: bool = False, axis: int = -1, dtype: mx.Dtype | None = None
+) -> mx.array:
     """``W* = W diag(g)``: a norm's gain goes into the linear layer behind it (§1, "weightless" norm).
 
     Args:
         weight: ``[..., out, in]``; leading axes (experts) are allowed.
         gain: the norm's stored weight, ``[in]``.
         plus_one: the stored weight is ``g - 1``.
+        axis: where the layer's input lies: -1, or -2 of a weight ``[..., in, out]``.
 
     Raises:
         ValueError: if the gain's length is not the layer's input size.
     """
-    if gain.ndim != 1 or gain.shape[0] != weight.shape[-1]:
+    if gain.ndim != 1 or gain.shape[0] != weight.shape[axis]:
         raise ValueError(f"a gain of shape {gain.shape} can't be folded into a weight of shape {weight.shape}")
-    folded = weight.astype(mx.float32) * effective_gain(gain, plus_one=plus_one)
+    g = effective_gain(gain, plus_one=plus_one)
+    folded = weight.astype(mx.float32) * (g if axis == -1 else g[:, None])
     return folded.astype(dtype or weight.dtype)
 
 

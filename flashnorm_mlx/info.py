@@ -42,7 +42,7 @@ class Info:
     parameters: int
     weights: str
     file_bytes: int
-    #: Weight bytes that one decoded token reads: everything but tables that a row is looked up in.
+    #: Weight bytes that one decoded token reads: neither tables that a row is looked up in nor idle experts.
     bytes_per_token: int
     #: Cache bytes that each position of the context takes, in the compute dtype.
     cache_bytes_per_position: int
@@ -65,7 +65,7 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
     args, tensors = model.args, model.headers(checkpoint.tensors)
     read_by_head = model.embedding if args.tie_word_embeddings else None
     tables = {p for p, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not read_by_head}
-    looked_up = sum(t.nbytes for n, t in tensors.items() if n.rpartition(".")[0] in tables)
+    looked_up = {name for name in tensors if name.rpartition(".")[0] in tables}
     computing = compute_dtype(dtype) or _file_dtype(checkpoint)
     return Info(
         path=checkpoint.path,
@@ -74,8 +74,8 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
         parameters=sum(a.size for _, a in named_arrays(model)),
         weights=describe_weights(checkpoint),
         file_bytes=checkpoint.nbytes,
-        bytes_per_token=checkpoint.nbytes - looked_up,
-        cache_bytes_per_position=2 * args.num_hidden_layers * args.kv_heads * args.head_size * computing.size,
+        bytes_per_token=round(sum(t.nbytes * model.read_share(n) for n, t in tensors.items() if n not in looked_up)),
+        cache_bytes_per_position=args.num_hidden_layers * args.cache_width * computing.size,
         compute_dtype=dtype_name(computing),
         device=device_name(),
         norms=_fates(model.plan(tensors).steps),
@@ -140,6 +140,8 @@ def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:
         if step.into and "weight" not in fold.parameters:
             gain = "none"
         short = tuple(c.rpartition(".")[2] for c in step.fold.into)
+        if len(set(short)) < len(short):
+            short = tuple(".".join(c.split(".")[-2:]) for c in step.fold.into)
         if step.kept == TIED:
             short = ("lm_head, tied to embed_tokens",)
         groups[

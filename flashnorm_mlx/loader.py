@@ -211,7 +211,7 @@ def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
     have = model.headers(checkpoint.tensors)
     if any(name.endswith(".qweight") for name in have):
         return  # awq or gptq, which mlx-lm's loader turns into MLX's format
-    want = {name: tuple(a.shape) for name, a in named_arrays(model)}
+    want = model.stored_shapes(have)
     quantised = {name.removesuffix(".scales") for name in have if name.endswith(".scales")}
     extra_of_quantised = {f"{q}.{part}" for q in quantised for part in ("scales", "biases", "global_scale")}
     gains = {f"{step.norm}.weight" for step in model.plan(have).steps if step.kept == MARKED}

@@ -6,7 +6,7 @@ declarations, and so none of them names an architecture.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field, replace
 
 #: The key in config.json that says a checkpoint's gains are already folded: ours, and two that were published.
@@ -44,6 +44,10 @@ class Fold:
     parameters: tuple[str, ...] = ("weight",)
     #: The norm subtracts the mean (LayerNorm), which its residual's writers are freed of instead (§1.2).
     centres: bool = False
+    #: The layers that have it; None: all.
+    layers: tuple[int, ...] | None = None
+    #: Those of ``into`` whose weight is stored ``[..., in, out]``, with the gain along the last axis but one.
+    transposed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,20 @@ class Step:
     norm: str
     into: tuple[str, ...]
     kept: str = ""
+    #: Those of ``into`` whose weight is stored ``[..., in, out]``.
+    transposed: tuple[str, ...] = ()
+
+    def axis(self, consumer: str) -> int:
+        """The axis of a consumer's weight that the gain goes along."""
+        return -2 if consumer in self.transposed else -1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with every norm of a checkpoint; ``gain_of`` maps each consumer to its norm, if that is folded.
+    """What is done with every norm of a checkpoint.
 
-    ``writers`` are to be centred; there are none where no norm subtracts a mean, or all stay explicit.
+    ``gain_of`` maps each consumer, under the checkpoint's name for it, to its norm, if that is folded. ``writers`` are
+    to be centred; there are none where no norm subtracts a mean, or all stay explicit.
     """
 
     steps: tuple[Step, ...]
@@ -93,25 +104,38 @@ def is_marked(config: dict) -> bool:
     return any(config.get(mark) not in (None, False, 0, "", "false", "False", {}) for mark in MARKS)
 
 
-def make_plan(folds: tuple[Fold, ...], num_layers: int, names: Container[str], *, marked: bool = False) -> Plan:
+def make_plan(
+    folds: tuple[Fold, ...],
+    num_layers: int,
+    names: Container[str],
+    *,
+    marked: bool = False,
+    stored_as: Callable[[str], tuple[str, ...]] = lambda name: (name,),
+) -> Plan:
     """Lay the declared folds over a checkpoint that holds the tensors ``names``.
 
     A gain is kept where folding would not be exact or would cost memory: a consumer is quantised, or absent (a tied
-    head), or the gains are folded already (``marked``).
+    head), or the gains are folded already (``marked``). ``stored_as`` says what the checkpoint calls a consumer, where
+    that is not its declared name.
     """
-    steps = []
-    for fold, norm, into in _instances(folds, num_layers):
+    steps: list[Step] = []
+    gain_of: dict[str, Step] = {}
+    for fold, i in _instances(folds, num_layers):
+        norm = fold.norm.format(i=i)
+        into, transposed = (tuple(c.format(i=i) for c in some) for some in (fold.into, fold.transposed))
+        held = tuple(dict.fromkeys(name for c in into for name in stored_as(c)))
         kept = ""
         if not into:
             kept = fold.instead
-        elif not all(any(f"{c}{suffix}" in names for suffix in (".weight", ".qweight")) for c in into):
+        elif not all(any(f"{c}{suffix}" in names for suffix in (".weight", ".qweight")) for c in held):
             kept = TIED
         elif marked:
             kept = MARKED
-        elif any(f"{c}{suffix}" in names for c in into for suffix in (".scales", ".qweight")):
+        elif any(f"{c}{suffix}" in names for c in held for suffix in (".scales", ".qweight")):
             kept = QUANTISED
-        steps.append(Step(fold, norm, into, kept))
-    gain_of = {consumer: step for step in steps if not step.kept for consumer in step.into}
+        steps.append(Step(fold, norm, into, kept, transposed))
+        if not kept:
+            gain_of |= dict.fromkeys(held, steps[-1])
     return Plan(tuple(steps), gain_of)
 
 
@@ -125,7 +149,8 @@ def make_centred_plan(
     again, changes nothing.
     """
     steps = tuple(
-        Step(fold, norm, into, "" if into else fold.instead) for fold, norm, into in _instances(folds, num_layers)
+        Step(f, f.norm.format(i=i), tuple(c.format(i=i) for c in f.into), "" if f.into else f.instead)
+        for f, i in _instances(folds, num_layers)
     )
     every = tuple(
         replace(w, name=w.name.format(i=i)) for w in writers for i in range(num_layers if "{i}" in w.name else 1)
@@ -136,8 +161,8 @@ def make_centred_plan(
     return Plan(steps, {consumer: step for step in steps for consumer in step.into}, every)
 
 
-def _instances(folds: tuple[Fold, ...], num_layers: int) -> Iterator[tuple[Fold, str, tuple[str, ...]]]:
+def _instances(folds: tuple[Fold, ...], num_layers: int) -> Iterator[tuple[Fold, int]]:
     for fold in folds:
         layers = range(num_layers) if "{i}" in fold.norm else range(1)
-        for i in layers:
-            yield fold, fold.norm.format(i=i), tuple(c.format(i=i) for c in fold.into)
+        for i in layers if fold.layers is None else fold.layers:
+            yield fold, i

@@ -61,6 +61,7 @@ PUBLIC = {
     "Qwen2.5-0.5B": 494.0,
     "Llama-3.2-1B": 1235.8,
     "Llama-3.1-8B": 8030.3,
+    "DeepSeek-V2-Lite": 15706.5,
 }
 
 

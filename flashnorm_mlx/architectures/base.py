@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -173,19 +173,45 @@ class Decoder(nn.Module):
         plan = self.plan(weights)
         for step in plan.steps:
             if step.kept == MARKED:  # published "strict" checkpoints have dropped the norms
-                identity = fold.identity_gain(mx.ones(self.args.hidden_size), plus_one=step.fold.plus_one)
+                identity = fold.identity_gain(mx.ones(self.size_of(step.norm)), plus_one=step.fold.plus_one)
                 weights.setdefault(f"{step.norm}.weight", identity)
         if self.args.arm != "baseline":
             for consumer, step in plan.gain_of.items():
                 name, gain = f"{consumer}.weight", weights[f"{step.norm}.weight"]
-                dtype = self.args.compute_dtype or weights[name].dtype
-                weights[name] = fold.fold_gain(weights[name], gain, plus_one=step.fold.plus_one, dtype=dtype)
+                dtype, plus_one = self.args.compute_dtype or weights[name].dtype, step.fold.plus_one
+                weights[name] = fold.fold_gain(
+                    weights[name], gain, plus_one=plus_one, axis=step.axis(consumer), dtype=dtype
+                )
             for step in set(plan.gain_of.values()):
                 name = f"{step.norm}.weight"
                 weights[name] = fold.identity_gain(weights[name], plus_one=step.fold.plus_one)
         for name in [f"{step.norm}.weight" for step in plan.steps if step.fold.plus_one]:
             weights[name] = fold.effective_gain(weights[name], plus_one=True).astype(weights[name].dtype)
-        return {k: self._cast(v) for k, v in weights.items()}
+        return {k: v if self.is_exact(k) else self._cast(v) for k, v in weights.items()}
+
+    def size_of(self, norm: str) -> int:
+        """How many entries the gain of a norm has."""
+        return dict(named_arrays(self))[f"{norm}.weight"].size
+
+    def is_exact(self, name: str) -> bool:
+        """Whether a tensor keeps the dtype that it is stored in."""
+        return False
+
+    def stored_as(self, module: str, names: Container[str]) -> tuple[str, ...]:
+        """What a checkpoint of the tensors ``names`` calls one of this model's modules, if not by its own name."""
+        return (module,)
+
+    def stored_shapes(self, names: Container[str]) -> dict[str, tuple[int, ...]]:
+        """The tensors that a checkpoint must have, under the names and in the shapes that it has them."""
+        return {name: tuple(a.shape) for name, a in named_arrays(self)}
+
+    def arranged(self, name: str, value: mx.array) -> dict[str, mx.array]:
+        """The tensors that a converted checkpoint has for one of its source's, before they are quantised."""
+        return {name: value}
+
+    def read_share(self, name: str) -> float:
+        """The share of a stored tensor that one decoded token reads."""
+        return 1.0
 
     def stored(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
         """Where a checkpoint of these names and shapes has each of the model's tensors."""

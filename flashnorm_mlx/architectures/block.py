@@ -96,8 +96,8 @@ class Block(nn.Module):
 
     @property
     def needs_mask_array(self) -> bool:
-        """Whether attention is computed in plain operations, which know no mask by name."""
-        return self[self._names.attention].softcap is not None
+        needs: bool = self[self._names.attention].needs_mask_array
+        return needs
 
     def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
         """The same block by kernels, for activations of ``dtype``; shares the weights.

@@ -100,6 +100,11 @@ class Config:
             "rope_scaling": self.rope_scaling if rope_type(self.rope_scaling) != "default" else None,
         }
 
+    @property
+    def cache_width(self) -> int:
+        """How many numbers a layer's cache holds for each position."""
+        return 2 * self.kv_heads * self.head_size
+
     def check(self) -> None:
         """Raise a FlashNormError where values contradict each other, or ask for what is not supported."""
         heads = self.num_attention_heads

@@ -103,6 +103,11 @@ class Attention(nn.Module):
             stack_into(self, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
 
     @property
+    def needs_mask_array(self) -> bool:
+        """Whether scores are computed in plain operations, which know no mask by name."""
+        return self.softcap is not None
+
+    @property
     def heads(self) -> Heads:
         """What the kernel needs to know."""
         r = self.rotation

@@ -42,7 +42,21 @@ def deferring_pays(a: mx.array) -> bool:
     return a.dtype != mx.float16 and mx.default_device() == mx.cpu
 
 
-class BaselineNorm(nn.Module):
+class Norm(nn.Module):
+    """What the arms share: the products of ``x·s``, the normed vector's factors, and the scale left over."""
+
+    def __call__(self, a: mx.array, *layers: nn.Module, owed: mx.array | None = None) -> Owed:
+        """The norm of ``a·owed``, projected. ``owed``: the scale of a norm in front, which was not applied to ``a``."""
+        x, s = self.factors(a, owed)
+        y, bias = products(layers, x), bias_of(layers)
+        return (y, s) if bias is None else (settled(y, s) + bias, None)
+
+    def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
+        """``x`` and ``s``, whose product is the norm of ``a·owed``; without a gain that was folded."""
+        raise NotImplementedError
+
+
+class BaselineNorm(Norm):
     """``RMSNorm(a; g) Wᵀ + c``: the norm on its own, then the projections. Nothing is folded or deferred."""
 
     def __init__(self, dims: int, eps: float) -> None:
@@ -50,10 +64,8 @@ class BaselineNorm(nn.Module):
         self.weight = mx.ones((dims,))
         self.eps = eps
 
-    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
-        y = products(layers, mx.fast.rms_norm(a, self["weight"], self.eps))
-        bias = bias_of(layers)
-        return (y if bias is None else y + bias), None
+    def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
+        return mx.fast.rms_norm(settled(a, owed), self["weight"], self.eps), None
 
     def pack(self) -> None:
         """Nothing to lay out anew."""
@@ -65,11 +77,12 @@ class BaselineNorm(nn.Module):
         return self["weight"], self.eps
 
 
-class FlashNorm(nn.Module):
+class FlashNorm(Norm):
     """``(a W*ᵀ)·s + c`` with ``W* = W diag(g)`` and ``s = 1/RMS(a)``: gain folded, scale deferred (§1).
 
     A gain that could not be folded (a tied head, a quantised projection) stays as ``weight`` and multiplies ``a``;
     the scale is deferred all the same. A layer with a bias is settled at once, for the scale goes in front of it.
+    A scale that is owed from a norm in front cancels, and ε becomes ε/s² (§4.1).
 
     Where deferring does not pay (:func:`deferring_pays`), the weightless norm comes first, ``(a·s) W*ᵀ``: the same
     value, the gain folded as before.
@@ -80,14 +93,12 @@ class FlashNorm(nn.Module):
         self.weight = mx.ones((dims,))
         self.eps = eps
 
-    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
-        gain, bias = self.get("weight"), bias_of(layers)
+    def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
+        gain = self.get("weight")
         if not deferring_pays(a):
-            y = products(layers, mx.fast.rms_norm(a, gain, self.eps))
-            return (y if bias is None else y + bias), None
-        y = products(layers, a if gain is None else (a * gain).astype(a.dtype))
-        s = fold.inverse_rms(a, self.eps)
-        return (y, s) if bias is None else (settled(y, s) + bias, None)
+            return mx.fast.rms_norm(settled(a, owed), gain, self.eps), None
+        s = fold.inverse_rms(a, fold.cancelled_eps(self.eps, owed))
+        return (a if gain is None else (a * gain).astype(a.dtype)), s
 
     def pack(self) -> None:
         """Drop a gain that is 1 everywhere: it was folded."""
@@ -101,12 +112,11 @@ class FlashNorm(nn.Module):
         return self.get("weight"), self.eps
 
 
-class Unnormed(nn.Module):
+class Unnormed(Norm):
     """``a Wᵀ + c``: where there is no norm, or its work is done."""
 
-    def __call__(self, a: mx.array, *layers: nn.Module) -> Owed:
-        y, bias = products(layers, a), bias_of(layers)
-        return (y if bias is None else y + bias), None
+    def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
+        return settled(a, owed), None
 
     def fused(self) -> Fusion:
         return None, None, None

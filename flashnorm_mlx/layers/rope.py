@@ -147,6 +147,12 @@ class Positions:
     def tables(self) -> Tables:
         return tables(self.rotation, self.offset, self.length)
 
+    def rotate(self, x: mx.array, scale: mx.array | None) -> mx.array:
+        """``scale · RoPE(x)``; MLX's own kernel does it where nothing is owed, on a GPU."""
+        if scale is None and mx.default_device() == mx.gpu:
+            return self.launch(x)
+        return self.rotation.rotate(x, self.tables, scale)
+
     def launch(self, x: mx.array) -> mx.array:
         """RoPE by MLX's own kernel, for where nothing is folded into it; ``x [batch, heads, length, head_dim]``."""
         r = self.rotation
