@@ -41,7 +41,9 @@ def random_weights(model: nn.Module, seed: int = 0) -> dict[str, mx.array]:
     """Weights of a stock model, with gains far from 1 and biases far from 0, so that no folding bug can hide."""
     mx.random.seed(seed)
     weights = {}
-    stored = 1.0 if str(getattr(model, "model_type", "")).startswith("gemma") else 0.0  # a gain's weight is so much less
+    stored = (
+        1.0 if str(getattr(model, "model_type", "")).startswith("gemma") else 0.0
+    )  # a gain's weight is so much less
     for name, value in tree_flatten(model.parameters()):
         if "norm" in name:
             weights[name] = mx.random.uniform(0.3, 2.0, value.shape) - stored

@@ -19,11 +19,20 @@ Action = tuple[str, int]
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "rms_norm_eps": 1e-4}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
+OPENELM = {
+    "model_dim": 128,
+    "num_transformer_layers": 2,
+    "num_query_heads": [2, 4],
+    "num_kv_heads": [1, 2],
+    "ffn_multipliers": [0.5, 1.5],
+    "rms_norm_eps": 1e-4,
+}
 
 
 def checkpoint(folder: Path, family: str = "llama", bits: int | None = None, **overrides: Any) -> Path:
     """Heads of 64, as the kernels have them. Quantised as mlx_lm.convert -q does it."""
-    options = {**SIZES, **HEADS, **({} if family == "qwen2" else {"head_dim": 64}), **overrides}
+    sizes = OPENELM if family == "openelm" else {**SIZES, **HEADS}
+    options = {**sizes, **({} if family == "qwen2" else {"head_dim": 64}), **overrides}
     if bits is None:
         return write_checkpoint(folder, family, tokenizer=False, **options)
     config = tiny_config(family, **options)

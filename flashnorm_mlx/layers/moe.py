@@ -104,7 +104,7 @@ class SigmoidRouter(Router):
     """
 
     def __init__(self, hidden_size: int, experts: int, top_k: int, *, normed: bool, **options: int | float) -> None:
-        super().__init__(hidden_size, experts, top_k, **options)
+        super().__init__(hidden_size, experts, top_k, **options)  # type: ignore[arg-type]
         self.e_score_correction_bias = mx.zeros((experts,))
         self.normed = normed
 

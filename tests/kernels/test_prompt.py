@@ -65,7 +65,10 @@ def test_rows_that_are_not_whole_chunks_are_not_covered() -> None:
     assert not covers(12, mx.float16) and not covers(6, mx.float32) and not covers(16388, mx.float32)
 
 
-WHOLE = [("llama", "flashnorm"), ("qwen2", "baseline"), ("qwen3", "flashnorm"), ("llama", "none")]
+WHOLE = [
+    *[("llama", "flashnorm"), ("qwen2", "baseline"), ("qwen3", "flashnorm"), ("llama", "none")],
+    *[("gemma2", "baseline"), ("gemma3_text", "flashnorm"), ("openelm", "flashnorm")],
+]
 
 
 @pytest.mark.parametrize(("family", "arm"), WHOLE)
@@ -77,7 +80,7 @@ def test_prompts_are_the_models_own(
     original = prompt.PromptBlock.__call__
     monkeypatch.setattr(base, "MANY", 8)
     monkeypatch.setattr(prompt.PromptBlock, "__call__", lambda *a: passes.append(1) or original(*a))
-    path = checkpoint(tmp_path / "m", family)
+    path = checkpoint(tmp_path / "m", family, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
     got = run(fused(path, arm=arm), [("prompt", 9), ("step", 1), ("prompt", 12)])
     assert len(passes) == 2 * 2
     want = run(load_model(path, arm=arm, kernels="reference"), [("prompt", 9), ("step", 1), ("prompt", 12)])
@@ -98,4 +101,4 @@ def test_slower_kernels_are_not_used(tmp_path: Path, untraced: str, monkeypatch:
     monkeypatch.setattr(prompt.choice, "fastest", lambda *a: "plain")
     model = fused(checkpoint(tmp_path / "m"))
     block = model.layers[0].prompt(mx.float32, measure=True)
-    assert not block.joins and not block.gates
+    assert not block.joins and not block.by_kernel
