@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from checkpoints import relative_error, tying
 from decode_runs import Action, checkpoint, error, fused, run, tokens
@@ -20,6 +21,8 @@ from flashnorm_mlx.architectures import decode
 from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
+from flashnorm_mlx.kernels import dialect
+from flashnorm_mlx.kernels.attend import default_layout, step_row
 from flashnorm_mlx.kernels.packed import Uncovered
 from flashnorm_mlx.layers import norm
 from flashnorm_mlx.layers.fused import FusedBlock
@@ -109,6 +112,29 @@ def test_steps_are_the_models_own_and_stock_mlx_lms(
     assert error(got, run(load_model(path, arm=arm, kernels="reference"), plan)) <= TOLERANCE
     if arm != "none":
         assert error(got, run(load_stock(path)[0], plan)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "openelm"])
+def test_five_launches_a_layer(family: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one each for the embeddings and the head; nothing that could have been computed at load time."""
+    model = fused(checkpoint(tmp_path / "m", family, 4))
+    launches: list[str] = []
+    original = dialect.launch
+    monkeypatch.setattr(
+        dialect, "launch", lambda operation, *a, **k: launches.append(operation) or original(operation, *a, **k)
+    )
+    step = model._step
+    caches = step.blank(1, KVCache.step)
+    tails = [
+        mx.zeros(b.heads.output_size(1, 1, default_layout(b.heads, KVCache.step), mx.float32)) for b in step.blocks
+    ]
+    rows = [step_row(0, 0, KVCache.step, 1, np.zeros((1, r.dims // 2)), r.factor) for r in step.rotations]
+    step.run(mx.zeros((1, 1), mx.int32), rows, [c.buffer for c in caches], tails)
+    assert launches == ["embed"] + ["project", "attend", "project", "project", "project"] * 2 + ["project"]
+    for block in step.blocks:
+        if block.gains is not None:
+            mx.export_to_dot(str(tmp_path / "gains.dot"), block.gains)
+            assert "Concatenate" not in (tmp_path / "gains.dot").read_text()
 
 
 def test_a_batch(tmp_path: Path, device: str, passes: list) -> None:
@@ -266,8 +292,8 @@ def test_control_gains_that_are_dropped(tmp_path: Path, device: str, monkeypatch
 def test_control_gains_of_the_qk_norm(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = FusedBlock.__init__
 
-    def without(self: FusedBlock, *arguments: Any) -> None:
-        original(self, *arguments)
+    def without(self: FusedBlock, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
         self.gains = mx.ones_like(self.gains)
 
     monkeypatch.setattr(FusedBlock, "__init__", without)

@@ -115,6 +115,6 @@ def default_variant(w: Packed, rows: int, *, gated: bool, pending: bool = False)
         return Variant(4, 1, words, split, 1)
     if split > 8 and not pending:  # two steps of half as many threads, of which more threadgroups fit on a GPU core
         split = -(-split // 2)
-    if w.rows >= 12288:
-        return Variant(4, 4, words, split, 1)
-    return Variant(4 if w.rows >= 3072 else 2, 1, words, split, 1)
+    # each threadgroup reads x and its gains, and does a pending post-norm, anew
+    batches = 8 if w.rows >= 65536 else 4 if w.rows >= 12288 else 2 if pending else 1
+    return Variant(4 if w.rows >= 3072 or pending else 2, batches, words, split, 1)

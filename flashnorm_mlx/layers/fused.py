@@ -194,6 +194,7 @@ class FusedBlock:
         self.gains: mx.array | None = None
         if attention.qk_norm_eps is not None:
             self.gains = mx.concatenate([attention.q_norm["weight"], attention.k_norm["weight"]]).astype(mx.float32)
+            mx.eval(self.gains)  # what is not there yet when a step is traced is computed in every step
 
     def is_stale(self) -> bool:
         """Whether one of the layers is no longer where it was, or has other weights."""
