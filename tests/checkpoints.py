@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from flashnorm_mlx import architectures
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "openelm")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "openelm", "olmo2", "phi3", "ministral3")
 
 
 def tiny_config(model_type: str, **overrides: Any) -> dict[str, Any]:
@@ -41,9 +41,8 @@ def random_weights(model: nn.Module, seed: int = 0) -> dict[str, mx.array]:
     """Weights of a stock model, with gains far from 1 and biases far from 0, so that no folding bug can hide."""
     mx.random.seed(seed)
     weights = {}
-    stored = (
-        1.0 if str(getattr(model, "model_type", "")).startswith("gemma") else 0.0
-    )  # a gain's weight is so much less
+    # a gain's weight is so much less
+    stored = 1.0 if str(getattr(model, "model_type", "")).startswith("gemma") else 0.0
     for name, value in tree_flatten(model.parameters()):
         if "norm" in name:
             weights[name] = mx.random.uniform(0.3, 2.0, value.shape) - stored

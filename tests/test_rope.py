@@ -56,12 +56,29 @@ def test_an_offset_a_row() -> None:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 512,
         },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        {
+            "type": "yarn",
+            "factor": 16.0,
+            "original_max_position_embeddings": 300,
+            "beta_fast": 16,
+            "beta_slow": 2,
+            "mscale": 1.5,
+            "mscale_all_dim": 0.5,
+        },
+        {
+            "type": "longrope",
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 300,
+            "long_factor": [1 + i / 3 for i in range(32)],
+            "short_factor": [1.0] * 32,
+        },
     ],
 )
 def test_scaled_frequencies_are_mlx_lms(scaling: dict) -> None:
     theirs = initialize_rope(64, 5e5, False, scaling, 4096)
     x = mx.random.normal((1, 2, 50, 64))
-    r = rope.Rotation(64, rope.inverse_frequencies(64, 5e5, scaling))
+    r = rope.rotation(64, 64, 5e5, scaling)
     ours = rope.tables(r, 11, 50)
     assert mx.allclose(r.rotate(x, ours), theirs(x, offset=11), atol=2e-5).item()
 
@@ -76,5 +93,5 @@ def test_wavelengths_of_llama3() -> None:
 
 
 def test_unknown_type_is_named() -> None:
-    with pytest.raises(FlashNormError, match="'yarn' is not supported"):
-        rope.inverse_frequencies(64, 1e4, {"rope_type": "yarn", "factor": 2.0})
+    with pytest.raises(FlashNormError, match="'dynamic' is not supported"):
+        rope.inverse_frequencies(64, 1e4, {"rope_type": "dynamic", "factor": 2.0})

@@ -252,10 +252,15 @@ def attention_and_mlp(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     fused: bool = False,
+    form: type[Attention] = Attention,
     **options: Any,
 ) -> tuple[Attention, GatedMLP]:
-    """A block's two halves, of the sizes that the config gives; ``options`` are more of Attention's."""
-    attention = Attention(
+    """A block's two halves, of the sizes that the config gives; ``options`` are more of Attention's.
+
+    Args:
+        form: Attention, or a family's own.
+    """
+    attention = form(
         args.hidden_size,
         args.num_attention_heads,
         args.kv_heads,

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import mlx.core as mx
 
 from ..errors import FlashNormError
-from ..layers.rope import rope_type
+from ..layers.rope import YARN, rope_type
 from ..plan import is_marked
 
 C = TypeVar("C", bound="Config")
@@ -66,6 +66,8 @@ class Config:
 
     #: The activations that hidden_act may name.
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("silu",)
+    #: The types of RoPE scaling that rope_scaling may name.
+    ROPE_TYPES: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")
     #: Whether a head's first channels alone may be rotated.
     PARTIAL_ROPE: ClassVar[bool] = False
 
@@ -123,7 +125,13 @@ class Config:
             self.partial_rotary_factor != 1.0 or (self.rope_scaling or {}).get("partial_rotary_factor", 1.0) != 1.0
         ):
             fail(f"partial_rotary_factor is not supported for {self.model_type}")
+        kind = rope_type(self.rope_scaling)
+        if kind not in self.ROPE_TYPES:
+            known = ", ".join(self.ROPE_TYPES)
+            fail(f"rope_scaling: type {kind!r} is not supported for {self.model_type} (known: {known})")
         _check_rope(self.rope_scaling)
+        if kind in YARN and self.rope_theta <= 1:
+            fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
 
 
 def fail(what: str) -> None:
@@ -173,6 +181,22 @@ def _check_rope(scaling: dict | None) -> None:
                 fail(f"rope_scaling: {key} must be a positive number, not {scaling.get(key)!r}")
         if scaling.get("high_freq_factor", 4.0) <= scaling.get("low_freq_factor", 1.0):
             fail("rope_scaling: high_freq_factor must be greater than low_freq_factor")
+    if scaling is not None and rope_type(scaling) in YARN:
+        _check_yarn(scaling)
+
+
+def _check_yarn(scaling: dict) -> None:
+    numbers = {"factor": 1.0, "original_max_position_embeddings": 1.0, "beta_fast": 1e-9, "beta_slow": 1e-9}
+    for key, least in {**numbers, "mscale": 0.0, "mscale_all_dim": 0.0}.items():
+        value: Any = scaling.get(key)
+        needed = key in ("factor", "original_max_position_embeddings")
+        if not (is_number(value) and value >= least) and (needed or key in scaling):
+            fail(f"rope_scaling: {key} must be a number from {least:g} on, not {value!r}")
+    if scaling.get("beta_fast", 32) <= scaling.get("beta_slow", 1):
+        fail("rope_scaling: beta_fast must be greater than beta_slow")
+    for key, usual in (("attention_factor", None), ("truncate", True)):
+        if scaling.get(key, usual) != usual:
+            fail(f"rope_scaling: {key} is not supported")
 
 
 def is_number(value: object) -> bool:

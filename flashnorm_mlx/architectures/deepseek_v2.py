@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..kernels.packed import Uncovered
-from ..layers import moe, rope, yarn
+from ..layers import moe, rope
 from ..layers.latent import ExpandedAttention, LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS
@@ -128,8 +128,8 @@ class Model(Decoder):
     @cached_property
     def _rotation(self) -> rope.Rotation:
         dims, base, scaling = self.args.qk_rope_head_dim, self.args.rope_theta, self.args.rope_scaling
-        form = rope.inverse_frequencies if rope.rope_type(scaling) == "default" else yarn.inverse_frequencies
-        return rope.Rotation(dims, form(dims, base, scaling or {}), traditional=True, factor=self.args.rope_magnitude)
+        frequencies = rope.inverse_frequencies(dims, base, scaling)
+        return rope.Rotation(dims, frequencies, traditional=True, factor=rope.magnitude(scaling))
 
     def rotation(self, index: int) -> rope.Rotation:
         return self._rotation

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..layers.rope import rope_type
 from . import config as base
 from . import llama
 from .base import Decoder, attention_and_mlp
@@ -35,8 +34,6 @@ class Config(base.Config):
     def check(self) -> None:
         super().check()
         self.check_tied()
-        if rope_type(self.rope_scaling) not in self.ROPE_TYPES:
-            base.fail(f"rope_scaling of type {rope_type(self.rope_scaling)!r} is not supported for {self.model_type}")
         if self.attention_bias:
             base.fail(f"attention_bias is not supported for {self.model_type}")
 

@@ -39,6 +39,7 @@ class Config(base.Config):
     topk_group: int | None = None
     rope_interleave: bool = True
 
+    ROPE_TYPES = ("default", *rope.YARN)
     #: Keys that must be in the file, null or not.
     REQUIRED: ClassVar[tuple[str, ...]] = ("q_lora_rank",)
 
@@ -61,7 +62,7 @@ class Config(base.Config):
                 base.fail(f"{key} must be an integer from 0 on, not {value!r}")
         if not self.rope_interleave:
             base.fail(f"rope_interleave false is not supported for {self.model_type}")
-        _check_yarn(self.rope_scaling)
+        _check_default(self.rope_scaling)
         if self.rope_theta <= 1:
             base.fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
         if self.n_routed_experts is not None:
@@ -120,35 +121,8 @@ class Config(base.Config):
         m = yarn.magnitude(scaling.get("factor", 1), scaling.get("mscale_all_dim", 0))
         return m * m * self.sizes.qk_head_dim**-0.5
 
-    @property
-    def rope_magnitude(self) -> float:
-        """What RoPE multiplies its input with: 1 where ``mscale`` and ``mscale_all_dim`` agree."""
-        scaling = self.rope_scaling or {}
-        factor = scaling.get("factor", 1)
-        return yarn.magnitude(factor, scaling.get("mscale", 1)) / yarn.magnitude(
-            factor, scaling.get("mscale_all_dim", 0)
-        )
 
-
-def _check_yarn(scaling: dict | None) -> None:
-    kind = rope.rope_type(scaling)
-    if kind not in ("default", "yarn", "deepseek_yarn"):
-        base.fail(f"rope_scaling: type {kind!r} is not supported (default and yarn are)")
-    if scaling is None:
-        return
-    if kind == "default":
-        if given := {"factor", "mscale", "mscale_all_dim"} & {k for k, v in scaling.items() if v is not None}:
-            base.fail(f"rope_scaling: {sorted(given)[0]} is given, and the type is default")
-        return
-    numbers = {"factor": 1.0, "original_max_position_embeddings": 1.0, "beta_fast": 1e-9, "beta_slow": 1e-9}
-    for key, least in {**numbers, "mscale": 0.0, "mscale_all_dim": 0.0}.items():
-        value = scaling.get(key)
-        needed = key in ("factor", "original_max_position_embeddings")
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and least <= value < 1e30
-        if not ok and (needed or key in scaling):
-            base.fail(f"rope_scaling: {key} must be a number from {least:g} on, not {value!r}")
-    if scaling.get("beta_fast", 32) <= scaling.get("beta_slow", 1):
-        base.fail("rope_scaling: beta_fast must be greater than beta_slow")
-    for key, usual in (("attention_factor", None), ("truncate", True)):
-        if scaling.get(key, usual) != usual:
-            base.fail(f"rope_scaling: {key} is not supported")
+def _check_default(scaling: dict | None) -> None:
+    given = {"factor", "mscale", "mscale_all_dim"} & {k for k, v in (scaling or {}).items() if v is not None}
+    if given and rope.rope_type(scaling) == "default":
+        base.fail(f"rope_scaling: {sorted(given)[0]} is given, and the type is default")

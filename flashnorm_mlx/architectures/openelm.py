@@ -64,6 +64,8 @@ _KEYS = {
 class Config(base.Config):
     """openelm's config.json, whose lists have an entry for each layer."""
 
+    ROPE_TYPES = ("default",)
+
     head_dim: int
     ffn_dim_divisor: int
     num_query_heads: list

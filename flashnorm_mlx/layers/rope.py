@@ -19,6 +19,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import FlashNormError
+from . import longrope, yarn
+
+#: What config.json calls the types of scaling that change magnitudes too; mlx-lm and transformers know both names.
+YARN = ("yarn", "deepseek_yarn")
+LONGROPE = ("longrope", "su")
 
 Tables = tuple[mx.array, mx.array]
 
@@ -73,13 +78,17 @@ class Rotation:
 
 
 def rotation(head_dim: int, dims: int, base: float, scaling: Mapping[str, Any] | None = None) -> Rotation:
-    """The half-split RoPE of config.json's values, one object for equal values; see :func:`inverse_frequencies`."""
+    """The half-split RoPE of config.json's values, one object for equal values.
+
+    See :func:`inverse_frequencies` and :func:`magnitude`.
+    """
     return _rotation(head_dim, dims, base, json.dumps(scaling, sort_keys=True))
 
 
 @lru_cache(maxsize=32)
 def _rotation(head_dim: int, dims: int, base: float, scaling: str) -> Rotation:
-    return Rotation(head_dim, inverse_frequencies(dims, base, json.loads(scaling)))
+    values = json.loads(scaling)
+    return Rotation(head_dim, inverse_frequencies(dims, base, values), factor=magnitude(values))
 
 
 def inverse_frequencies(dims: int, base: float, scaling: Mapping[str, Any] | None = None) -> np.ndarray:
@@ -87,7 +96,7 @@ def inverse_frequencies(dims: int, base: float, scaling: Mapping[str, Any] | Non
 
     ``linear`` divides all of them by ``factor``. ``llama3`` divides those whose wavelength λ = 2π/f exceeds
     ``original / low_freq_factor``, keeps those below ``original / high_freq_factor``, and blends between, linearly
-    in original/λ. float64 ``[dims/2]``.
+    in original/λ. ``yarn`` and ``longrope`` have a module each. float64 ``[dims/2]``.
 
     Raises:
         FlashNormError: for any other type.
@@ -97,15 +106,28 @@ def inverse_frequencies(dims: int, base: float, scaling: Mapping[str, Any] | Non
     if kind == "default":
         return f
     assert scaling is not None
-    factor = scaling["factor"]
+    if kind in YARN:
+        return yarn.inverse_frequencies(dims, base, scaling)
+    if kind in LONGROPE:
+        return longrope.inverse_frequencies(dims, base, scaling)
     if kind == "linear":
-        return f / factor
+        return f / scaling["factor"]
     if kind == "llama3":
         low, high = scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
         turns = scaling.get("original_max_position_embeddings", 8192) * f / (2 * math.pi)  # original / λ
         blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        return f * (blend + (1 - blend) / factor)
-    raise FlashNormError(f"config.json: RoPE scaling of type {kind!r} is not supported (default, linear, llama3 are)")
+        return f * (blend + (1 - blend) / scaling["factor"])
+    known = ", ".join(("default", "linear", "llama3", *YARN, *LONGROPE))
+    raise FlashNormError(f"config.json: RoPE scaling of type {kind!r} is not supported ({known} are)")
+
+
+def magnitude(scaling: Mapping[str, Any] | None) -> float:
+    """What the rotated channels are multiplied by, as config.json's ``rope_scaling`` says: 1 for most types."""
+    if scaling is not None and rope_type(scaling) in YARN:
+        return yarn.rope_magnitude(scaling)
+    if scaling is not None and rope_type(scaling) in LONGROPE:
+        return longrope.rope_magnitude(scaling)
+    return 1.0
 
 
 def rope_type(scaling: Mapping[str, Any] | None) -> str:

@@ -28,6 +28,15 @@ def inverse_frequencies(dims: int, base: float, scaling: Mapping[str, Any]) -> n
     return f * (1 - slow) + f / scaling["factor"] * slow
 
 
+def rope_magnitude(scaling: Mapping[str, Any]) -> float:
+    """What the rotated channels are multiplied by: the :func:`magnitude` of ``mscale`` over that of ``mscale_all_dim``.
+
+    They are 1 and 0 where config.json doesn't say, so queries and keys grow with the context's logarithm.
+    """
+    factor = scaling["factor"]
+    return magnitude(factor, scaling.get("mscale", 1)) / magnitude(factor, scaling.get("mscale_all_dim", 0))
+
+
 def magnitude(factor: float, mscale: float) -> float:
     """``0.1 · mscale · ln(factor) + 1``: how much larger attention's inputs are made; 1 where nothing is stretched."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
