@@ -41,11 +41,13 @@ def random_weights(model: nn.Module, seed: int = 0) -> dict[str, mx.array]:
     """Weights of a stock model, with gains far from 1 and biases far from 0, so that no folding bug can hide."""
     mx.random.seed(seed)
     weights = {}
-    # a gain's weight is so much less
-    stored = 1.0 if str(getattr(model, "model_type", "")).startswith("gemma") else 0.0
+    family = getattr(model, "model_type", "")
+    stored = 1.0 if family in ("gemma", "gemma2", "gemma3_text") else 0.0  # a gain's weight is so much less
     for name, value in tree_flatten(model.parameters()):
-        if "norm" in name:
+        if "norm" in name or name.endswith(("scale", "layer_scalar")):
             weights[name] = mx.random.uniform(0.3, 2.0, value.shape) - stored
+            if family == "gemma4_text" and name.endswith(("q_norm.weight", "k_norm.weight")):
+                weights[name] *= value.size**-0.25  # its scores have no other scale
         elif name.endswith(".bias"):
             weights[name] = mx.random.normal(value.shape)
         elif "embed" in name:

@@ -12,7 +12,7 @@ from ..errors import FlashNormError
 ALIASES = {"mistral": "llama"}
 
 #: Modules here that are no families.
-SHARED = ("base", "block", "config", "decode", "latent_config", "layernorm")
+SHARED = ("base", "block", "config", "decode", "gemma4_block", "gemma4_config", "latent_config", "layernorm")
 
 
 def supported() -> list[str]:

@@ -107,6 +107,11 @@ class Config:
         """How many numbers a layer's cache holds for each position."""
         return 2 * self.kv_heads * self.head_size
 
+    @property
+    def cache_width_of_all(self) -> int:
+        """The same of all layers together."""
+        return self.num_hidden_layers * self.cache_width
+
     def check(self) -> None:
         """Raise a FlashNormError where values contradict each other, or ask for what is not supported."""
         heads = self.num_attention_heads

@@ -122,16 +122,17 @@ class SigmoidRouter(Router):
 class Experts(nn.Module):
     """Gated MLPs side by side; the weights are ``[experts, out, in]``."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, experts: int) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, experts: int, activation: str = "silu") -> None:
         super().__init__()
+        self.activation = activation
         self.gate_proj = SwitchLinear(hidden_size, intermediate_size, experts, bias=False)
         self.up_proj = SwitchLinear(hidden_size, intermediate_size, experts, bias=False)
         self.down_proj = SwitchLinear(intermediate_size, hidden_size, experts, bias=False)
 
     def gate_up(self, x: mx.array, s: mx.array | None, route: Route) -> mx.array:
-        """``silu(gate·s) ⊙ (up·s)`` of each token's experts."""
+        """``activation(gate·s) ⊙ (up·s)`` of each token's experts."""
         x, s = route.spread(x), None if s is None else route.spread(s)
-        return gated(route.project(self.gate_proj, x), route.project(self.up_proj, x), s)
+        return gated(route.project(self.gate_proj, x), route.project(self.up_proj, x), s, self.activation)
 
 
 class Activations(NamedTuple):

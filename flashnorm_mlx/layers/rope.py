@@ -54,7 +54,8 @@ class Rotation:
 
     @cached_property
     def periods(self) -> mx.array:
-        return mx.array(1 / self.inv_freq, mx.float32)
+        with np.errstate(divide="ignore"):  # a pair that stands still has no period
+            return mx.array(1 / self.inv_freq, mx.float32)
 
     def swap(self, x: mx.array) -> mx.array:
         """Each channel of the last axis gives way to the one that it is rotated with."""

@@ -1,0 +1,84 @@
+"""Gemma 4's block, and what goes from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..layers.mlp import GatedMLP, gated
+from ..layers.norm import PostNorm
+from ..layers.qkv_norm import KV, QKVNormAttention
+from ..layers.rope import Positions
+from ..layers.routed import RoutedMLP, Router
+from . import block, gemma2
+from .block import Kind, Norm, add
+from .gemma4_config import Config
+
+
+class Stream(NamedTuple):
+    """What goes from block to block: the residual, the inputs that each layer has besides, and what is shared.
+
+    ``per_layer [batch, length, layers, hidden_size_per_layer_input]``; ``kvs`` has the newest layer's of each kind.
+    """
+
+    h: mx.array
+    per_layer: mx.array | None
+    kvs: dict[Kind, KV]
+
+
+class Block(block.Block):
+    """Gemma 2's, with a third part where layers have inputs of their own, times a scalar.
+
+    The norm behind the MLP would cancel the scale that ``up`` is owed, too. It is applied all the same: in float16 the
+    products overflow without it, and the gate needs it anyway.
+    """
+
+    def __init__(
+        self,
+        args: Config,
+        index: int,
+        attention: QKVNormAttention,
+        mlp: GatedMLP,
+        norm: Norm,
+        post_norm: Callable[[], PostNorm],
+    ) -> None:
+        super().__init__(attention, mlp, norm, gemma2.NAMES, post_norm)  # type: ignore[arg-type]
+        self.index = index
+        self.layer_scalar = mx.ones((1,))
+        if args.enable_moe_block:
+            assert args.num_experts and args.top_k_experts and args.moe_intermediate_size
+            self.router = Router(args.hidden_size, args.num_experts, args.top_k_experts, norm())
+            self.experts = RoutedMLP(args.hidden_size, args.moe_intermediate_size, args.num_experts, args.activation)
+            self.pre_feedforward_layernorm_2 = norm()
+            self.post_feedforward_layernorm_1 = post_norm()
+            self.post_feedforward_layernorm_2 = post_norm()
+        if args.hidden_size_per_layer_input:
+            self.per_layer_input_gate = nn.Linear(args.hidden_size, args.hidden_size_per_layer_input, bias=False)
+            self.per_layer_projection = nn.Linear(args.hidden_size_per_layer_input, args.hidden_size, bias=False)
+            self.post_per_layer_input_norm = post_norm()
+
+    def __call__(self, x: Stream, positions: Positions, mask: Any = None, cache: Any = None) -> Stream:  # type: ignore[override]
+        attention: Any = self.self_attn
+        q, *new = attention.qkv(self.input_layernorm, x.h, positions)
+        kvs = {**x.kvs, self.kind: attention.remember(*new, cache)} if new else x.kvs
+        a = attention.attend(q, kvs[self.kind], mask)
+        h = add(x.h, attention.o_proj(a), self.post_attention_layernorm)
+        h = add(h, self.feed_forward(h), self.post_feedforward_layernorm)
+        if x.per_layer is not None:
+            h = add(h, self.layer_input(h, x.per_layer[:, :, self.index]), self.post_per_layer_input_norm)
+        return Stream(h * self.layer_scalar, x.per_layer, kvs)
+
+    def feed_forward(self, h: mx.array) -> mx.array:
+        """The MLP, or the sum of MLP and experts, each normed."""
+        y = self.mlp.down_proj(self.mlp.gate_up(self.pre_feedforward_layernorm, h))
+        if "experts" not in self:
+            return y
+        routed = self.experts(self.pre_feedforward_layernorm_2, h, self.router(h))
+        return self.post_feedforward_layernorm_1(y) + self.post_feedforward_layernorm_2(routed)
+
+    def layer_input(self, h: mx.array, p: mx.array) -> mx.array:
+        """``(gelu(h Wgᵀ) ⊙ p) Wᵀ``: the layer's own input ``p``, gated by the residual."""
+        return self.per_layer_projection(gated(self.per_layer_input_gate(h), p, None, "gelu_pytorch_tanh"))
