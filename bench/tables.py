@@ -1,4 +1,4 @@
-"""The README's tables, from bench/results: ``python bench/tables.py`` writes them between their markers.
+"""The READMEs' tables, from bench/results: ``python bench/tables.py`` writes them between their markers.
 
 ``python bench/tables.py gpu-decode gpu-depth`` prints tables instead, README or not.
 """
@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import experiment_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+READMES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 Row = dict[str, Any]
 
 
@@ -117,6 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-batch": lambda: gpu_table("gpu-batch.json", "batch"),
     "gpu-prefill": lambda: gpu_table("gpu-prefill.json", "length"),
     "gpu-kernels": kernel_table,
+    **{name: lambda table=table: table(_results) for name, table in experiment_tables.TABLES.items()},  # type: ignore[misc]
 }
 
 
@@ -125,7 +129,7 @@ def _results(name: str) -> list[dict[str, Any]]:
 
 
 def with_tables(text: str) -> str:
-    """The README's text with its tables made anew."""
+    """A README's text with its tables made anew."""
     for name, table in TABLES.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda m, table=table: f"{m[1]}{table()}\n{m[2]}", text, flags=re.S)  # type: ignore[misc]
@@ -137,5 +141,5 @@ if __name__ == "__main__":
         print(f"{TABLES[wanted]()}\n")
     if sys.argv[1:]:
         sys.exit()
-    readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for readme in READMES:
+        readme.write_text(with_tables(readme.read_text(encoding="utf-8")), encoding="utf-8")

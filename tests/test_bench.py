@@ -113,6 +113,7 @@ def test_gpu_measures_each_row_and_tables_show_them(bench, tiny: str, tmp_path: 
         "gpu-batch": 1,
         "gpu-prefill": 1,
         "gpu-kernels": 0,
+        **dict.fromkeys(("epsilon", "multipliers", "quantised-layer", "quantised-demo"), 0),
     }
 
 

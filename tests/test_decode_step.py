@@ -10,25 +10,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error, tying
-from decode_runs import Action, checkpoint, error, fused, run, tokens
-from kernel_runs import DEVICES, on_device
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens, untraced
+from kernel_runs import DEVICES
 from mlx_lm.generate import generate_step, speculative_generate_step
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx import loader
-from flashnorm_mlx.architectures import decode
 from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
 from flashnorm_mlx.kernels.attend import default_layout, step_row
 from flashnorm_mlx.kernels.packed import Uncovered
-from flashnorm_mlx.layers import norm
-from flashnorm_mlx.layers.fused import FusedBlock
 from flashnorm_mlx.loader import load_model
 
-TOLERANCE = 5e-6
 #: Past the 32 tokens of the tail, with several tokens at once, and back.
 LONG: list[Action] = [
     *[("prompt", 9), *[("step", 1)] * 40, *[("step", 3)] * (PATIENCE + 2), ("trim", 5), *[("step", 1)] * 2],
@@ -42,17 +38,12 @@ ONWARD: list[Action] = [
     ("prompt", 12),
     ("step", 1),
 ]
-SHORT: list[Action] = [("prompt", 9), *[("step", 1)] * 4]
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One order of threads and no checks: the kernels have tests of their own. Under the harness nothing is traced."""
-    with on_device(request.param, check=False, seeds=(0,)) as name:
-        if name == "harness":
-            mx.disable_compile()
+    with untraced(request.param) as name:
         yield name
-        mx.enable_compile()
 
 
 @pytest.fixture
@@ -270,56 +261,3 @@ def test_without_a_gpu_fused_kernels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FlashNormError, match="fused kernels need a GPU, Metal or CUDA; use kernels='auto'"):
         load_model(path, kernels="fused")
     assert type(load_model(path).make_cache()[0]) is stock.KVCache
-
-
-# ---- negative controls: each breaks something on purpose, and the comparison must see it ----------------------------
-
-
-def control_error(path: Path, plan: list[Action] = SHORT) -> float:
-    return error(run(fused(path), plan), run(load_stock(path)[0], plan))
-
-
-def test_control_another_eps(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, self.get("weight"), 0.0))
-    assert control_error(checkpoint(tmp_path / "m")) > 1e-4
-
-
-def test_control_gains_that_are_dropped(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, None, self.eps))
-    assert control_error(checkpoint(tmp_path / "m", bits=4)) > 1e-2
-
-
-def test_control_gains_of_the_qk_norm(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FusedBlock.__init__
-
-    def without(self: FusedBlock, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **options)
-        self.gains = mx.ones_like(self.gains)
-
-    monkeypatch.setattr(FusedBlock, "__init__", without)
-    assert control_error(checkpoint(tmp_path / "m", "qwen3")) > 1e-2
-
-
-def test_control_a_tail_that_is_not_taken_over(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = KVCache.wait
-    monkeypatch.setattr(KVCache, "wait", lambda self, tail, length: original(self, self.tail, length))
-    assert control_error(checkpoint(tmp_path / "m")) > 1e-2
-
-
-def test_control_a_tail_that_is_not_appended(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(self: KVCache) -> None:
-        start, self.waiting = self.offset, 0
-        self._reserve(start)
-
-    path, plan = checkpoint(tmp_path / "m"), [("prompt", 9), *[("step", 1)] * 33]
-    model, want = fused(path), run(load_stock(path)[0], plan)
-    monkeypatch.setattr(KVCache, "settle", lambda self: forget(self) if self.waiting else None)
-    got = run(model, plan)
-    assert error(got[:-1], want[:-1]) <= TOLERANCE < 1e-3 < error(got[-1:], want[-1:])
-
-
-def test_control_other_angles(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = decode.step_row
-
-    monkeypatch.setattr(decode, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
-    assert control_error(checkpoint(tmp_path / "m")) > 1e-3

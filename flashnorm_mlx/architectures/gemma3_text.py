@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..layers.rope import rope_type
 from ..plan import Fold
+from . import config as base
 from . import gemma, gemma2, qwen3
 from .base import Decoder, attention_and_mlp
 from .block import Block
@@ -37,7 +41,8 @@ TINY = gemma.TINY | {
 class Config(gemma.Config):
     """gemma3_text's config.json: every ``sliding_window_pattern``-th layer is global, the others see a window.
 
-    Local layers' RoPE has the base ``rope_local_base_freq`` and is never scaled.
+    Local layers' RoPE has the base ``rope_local_base_freq`` and is never scaled. transformers ≥ 5 writes
+    ``layer_types``, and ``rope_parameters`` of each type, instead.
     """
 
     ROPE_TYPES = ("default", "linear", "llama3")
@@ -49,6 +54,27 @@ class Config(gemma.Config):
     query_pre_attn_scalar: float = 256.0
     sliding_window: int = 512
     sliding_window_pattern: int = 6
+    layer_types: list | None = None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        return super().from_dict(_from_layer_types(raw))
+
+    def check(self) -> None:
+        super().check()
+        kinds = self.layer_types
+        if kinds is not None and (
+            len(kinds) != self.num_hidden_layers
+            or any(kind != ("full_attention", "sliding_attention")[self.is_local(i)] for i, kind in enumerate(kinds))
+        ):
+            base.fail(
+                "layer_types must be full_attention where the layer's number, from 1, is a multiple of "
+                f"{self.sliding_window_pattern}, and sliding_attention in all others"
+            )
+
+    def for_stock(self) -> dict[str, Any]:
+        names = ("rope_local_base_freq", "sliding_window_pattern")
+        return super().for_stock() | {name: getattr(self, name) for name in names}
 
     @property
     def activation(self) -> str:
@@ -84,3 +110,26 @@ class Model(Decoder):
             window=self.args.sliding_window if self.args.is_local(index) else None,
         )
         return Block(*parts, self.norm, gemma2.NAMES, self.post_norm)
+
+
+def _from_layer_types(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that transformers ≥ 5 writes, as the older ones that stand for the same."""
+    out, kinds, nested = dict(raw), raw.get("layer_types"), raw.get("rope_parameters")
+    if raw.get("sliding_window_pattern") is None:
+        out["sliding_window_pattern"] = raw.get("_sliding_window_pattern")
+        if isinstance(kinds, list) and kinds:
+            out["sliding_window_pattern"] = [*kinds, "full_attention"].index("full_attention") + 1
+    if isinstance(nested, Mapping) and any(isinstance(value, Mapping) for value in nested.values()):
+        rope = {kind: nested.get(kind) for kind in ("full_attention", "sliding_attention")}
+        for kind, entry in rope.items():
+            if not isinstance(entry, Mapping):
+                base.fail(f"rope_parameters: {kind} is missing, or is no object")
+        local = rope["sliding_attention"] or {}
+        if rope_type(local) != "default":
+            base.fail(f"rope_parameters: sliding_attention is of type {rope_type(local)!r}; only default is supported")
+        bases = [b for b in (raw.get("rope_local_base_freq"), local.get("rope_theta")) if b is not None]
+        if bases and bases[0] != bases[-1]:
+            base.fail("rope_local_base_freq is not the rope_theta of sliding_attention in rope_parameters; remove one")
+        out["rope_local_base_freq"] = bases[0] if bases else None
+        out["rope_parameters"] = rope["full_attention"]
+    return out
