@@ -21,6 +21,9 @@ SEEDS = range(5)
 RESIDUALS = (1e-2, 1.0, 3e2, 1e4)
 #: Linear in what follows: enlarged, and what follows reduced, so that products of an unscaled residual would overflow.
 ENLARGED, REDUCED = ("v_proj", "up_proj"), ("o_proj", "out_proj", "down_proj")
+STACKED = ("gate_up_proj", "self_attn.qkv_proj")
+#: Without a norm in front, a residual so large overflows stock's own products in float16.
+OVERFLOWS = {"olmo2": (3e2, 1e4)}
 PROJECTED_BACK = ("o_proj", "down_proj", "out_proj", "proj_2")
 POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
 
@@ -42,7 +45,10 @@ def with_residual(family: str, weights: dict[str, mx.array], rms: float) -> dict
             out[name] = (w + plus_one) * (rms / 4) - plus_one
         elif not post_normed and any(part in name for part in PROJECTED_BACK):
             out[name] = w * (rms / 4)
-        if any(part in name for part in ENLARGED):
+        if any(part in name for part in STACKED):  # their last rows are v's, and up's
+            rows = w.shape[0] // 2 if "gate_up" in name else w.shape[0] * 4 // 5
+            out[name] = mx.concatenate([w[:rows], w[rows:] * 8])
+        elif any(part in name for part in ENLARGED):
             out[name] = w * 8
         elif any(part in name for part in REDUCED):
             out[name] = out[name] / 8
@@ -82,6 +88,9 @@ def test_no_worse_than_stock(family: str, dtype: mx.Dtype, rms: float) -> None:
     for ours, stock in found:
         assert math.isfinite(ours) or not math.isfinite(stock)
     finite = [pair for pair in found if math.isfinite(pair[1])]
+    if dtype == mx.float16 and rms in OVERFLOWS.get(family, ()):
+        assert not finite
+        return
     assert len(finite) > len(SEEDS) / 2, "stock overflows: nothing is compared"
     ours, stock = (statistics.median(column) for column in zip(*finite, strict=True))
     assert stock < 0.2, "stock is wrong altogether: nothing is compared"
