@@ -88,6 +88,10 @@ class Config(base.Config):
         except base.FlashNormError as error:
             raise base.FlashNormError(_in_own_words(str(error))) from None
 
+    @property
+    def cache_width_of_all(self) -> int:
+        return 2 * self.head_size * sum(map(int, self.num_kv_heads))
+
     def for_stock(self) -> dict[str, Any]:
         return {"share_input_output_layers": self.tie_word_embeddings}
 
