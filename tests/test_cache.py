@@ -171,7 +171,8 @@ class BothCaches(RuleBasedStateMachine):
         decode(mine, *keys_and_values, self.rng)
         first = [self.ours, mine, KVCache()][:rows], [self.theirs, other, stock.KVCache()][:rows]
         ours, theirs = (stock.BatchKVCache.merge([one_row(c) for c in caches]) for caches in first)
-        same(ours.state, theirs.state)
+        if theirs.keys is not None:  # mlx-lm 0.31 can't say the state of an empty batch
+            same(ours.state, theirs.state)
 
     @rule(count=st.integers(1, 3), array=st.booleans(), window=st.sampled_from([None, 5]))
     def mask(self, count: int, array: bool, window: int | None) -> None:
