@@ -41,6 +41,10 @@ class KVCache(stock.KVCache):
         if keys is not None:
             cache.state = keys, values, offset
 
+    def fits(self, batch: int, dtype: mx.Dtype) -> bool:
+        """Whether what is in it is of so many sequences and of this dtype."""
+        return self.room in (None, (batch, self.capacity, str(dtype)))
+
     def hold(self, buffer: mx.array | None) -> None:
         """Take over a buffer."""
         self.buffer = buffer

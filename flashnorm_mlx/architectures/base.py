@@ -21,6 +21,7 @@ from ..layers.norm import ARMS, PostNorm, settled
 from ..layers.prompt import MANY, whole
 from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, Stored, make_plan
+from ..rotating import RotatingKVCache
 from .config import Config
 from .decode import DecodeStep
 
@@ -137,11 +138,10 @@ class Decoder(nn.Module):
         return self.stack.layers
 
     def make_cache(self) -> list:
-        """Kernels leave out what a window hides; without them a rotating cache doesn't hold it in the first place."""
-        if self._step is not None:
-            return [KVCache() for _ in self.layers]
+        """One for each layer, which holds no more than the layer sees."""
+        full, rotating = (stock.KVCache, stock.RotatingKVCache) if self._step is None else (KVCache, RotatingKVCache)
         windows = [layer.kind[0] for layer in self.layers]
-        return [stock.KVCache() if window is None else stock.RotatingKVCache(window) for window in windows]
+        return [full() if window is None else rotating(window) for window in windows]
 
     def fuse(self, *, measure: bool = False) -> None:
         """From now on decode by fused kernels. Weights move into the buffers that they read.

@@ -18,11 +18,14 @@ from ..kernels.attend import SHORT, default_layout, step_row
 from ..kernels.embed import embed
 from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
-from ..layers.fused import Projection, Residual
+from ..layers.fused import FusedBlock, Projection, Residual
+from ..rotating import RotatingKVCache
 
 if TYPE_CHECKING:
     from .base import Decoder
 
+
+Cache = KVCache | RotatingKVCache
 
 #: So many passes over the same number of tokens, more than one, are made without kernels: a short prompt is not worth
 #: having them compiled, the steps of a batch or of speculative decoding are.
@@ -30,7 +33,7 @@ PATIENCE = 4
 
 
 class DecodeStep:
-    """``ids [B, L] -> logits [B, L, V]`` for up to 8 tokens in all, against our :class:`~flashnorm_mlx.cache.KVCache`.
+    """``ids [B, L] -> logits [B, L, V]`` for up to 8 tokens in all, against our caches.
 
     Args:
         measure: let each projection be done in plain operations where those are faster.
@@ -50,8 +53,9 @@ class DecodeStep:
         self.head = Projection(embedding if tied else model.lm_head, dtype, model.stack.norm, pending=pending)
         self.embedding = self.head if tied else Projection(embedding, dtype)
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
-        self.rotations = list(dict.fromkeys(block.rotation for block in self.blocks))
-        self.step_of = [self.rotations.index(block.rotation) for block in self.blocks]
+        kinds = [(block.rotation, block.heads.window) for block in self.blocks]
+        self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind
+        self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
         self.tried: dict[tuple[int, int, bool], str] = {}
@@ -70,19 +74,29 @@ class DecodeStep:
         if rows > 1 and self.seen[rows] < PATIENCE:
             self.seen[rows] += 1
             return False
-        if all(type(c) is stock.KVCache for c in cache):
-            for c in cache:
+        if not all(self.is_known(c, block) for c, block in zip(cache, self.blocks, strict=True)):
+            return False
+        for c in cache:
+            if type(c) is stock.KVCache:
                 KVCache.adopt(c)
-        if any(type(c) is not KVCache for c in cache):
-            return False
-        first, (batch, length) = cache[0], ids.shape
-        if any(c.offset != first.offset or c.waiting != first.waiting or c.room != first.room for c in cache):
-            return False
-        if first.room is not None and first.room != (batch, first.capacity, str(self.dtype)):
-            return False
-        if first.buffer is not None and first.buffer.size >= 2**31:  # the kernels count in 32 bits
-            return False
-        return not self.failure(batch, length, first.capacity)
+            elif type(c) is stock.RotatingKVCache:
+                RotatingKVCache.adopt(c)
+        batch, length = ids.shape
+        for c, group in zip(cache, self.group_of, strict=True):
+            like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
+            if (c.offset, c.waiting) != (cache[0].offset, cache[0].waiting) or not c.fits(batch, self.dtype):
+                return False
+            if (type(c), c.appended, c.room) != (type(like), like.appended, like.room):
+                return False
+            if c.buffer is not None and c.buffer.size >= 2**31:  # the kernels count in 32 bits
+                return False
+        return not self.failure(batch, length, max(c.capacity for c in cache))
+
+    def is_known(self, cache: Any, block: FusedBlock) -> bool:
+        """Whether a layer's cache is of a kind that holds what its attention sees."""
+        if type(cache) in (RotatingKVCache, stock.RotatingKVCache):
+            return (cache.keep, cache.max_size) == (0, block.heads.window)
+        return type(cache) in (KVCache, stock.KVCache)
 
     @cached_property
     def prompt_blocks(self) -> list[nn.Module]:
@@ -113,14 +127,17 @@ class DecodeStep:
                     warnings.warn(f"flashnorm: plain operations take the place of {self.tried[key]}", stacklevel=2)
         return self.tried[key]
 
-    def blank(self, batch: int, capacity: int) -> list[KVCache]:
-        """Caches without content."""
-        caches = [KVCache() for _ in self.blocks]
-        for c, block in zip(caches, self.blocks, strict=True):
-            c.hold(mx.zeros((2, batch, block.heads.kv_heads, capacity, block.heads.head_dim), self.dtype))
+    def blank(self, batch: int, capacity: int) -> list[Cache]:
+        """Caches without content; ``capacity`` is that of the layers that see everything."""
+        caches: list[Cache] = []
+        for heads in (block.heads for block in self.blocks):
+            c = KVCache() if heads.window is None else RotatingKVCache(heads.window)
+            room = capacity if isinstance(c, KVCache) else c.capacity
+            c.hold(mx.zeros((2, batch, heads.kv_heads, room, heads.head_dim), self.dtype))
+            caches.append(c)
         return caches
 
-    def __call__(self, ids: mx.array, cache: list[KVCache]) -> mx.array:
+    def __call__(self, ids: mx.array, cache: list[Cache]) -> mx.array:
         batch, length = ids.shape
         ids = ids.view(mx.int32) if ids.dtype == mx.uint32 else ids.astype(mx.int32)  # one dtype, one kernel
         for c, block in zip(cache, self.blocks, strict=True):
@@ -129,12 +146,12 @@ class DecodeStep:
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)
-        first = cache[0]
-        start, capacity = first.offset, first.capacity
-        positions = np.arange(start, start + length, dtype=np.float32)[:, None]
-        splits = default_layout(self.blocks[0].heads, capacity).splits
-        counts = first.appended, first.waiting, capacity, splits
-        steps = [step_row(*counts, positions * np.float32(r.inv_freq), r.factor) for r in self.rotations]
+        positions = np.arange(cache[0].offset, cache[0].offset + length, dtype=np.float32)[:, None]
+        steps = []
+        for c, block in ((cache[i], self.blocks[i]) for i in self.groups):
+            splits = default_layout(block.heads, c.capacity).splits
+            angles = positions * np.float32(block.rotation.inv_freq)
+            steps.append(step_row(c.appended, c.waiting, c.capacity, splits, angles, block.rotation.factor))
         logits, tails = self.compiled(ids, steps, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
@@ -147,7 +164,7 @@ class DecodeStep:
         batch, length = ids.shape
         h = Residual(embed(ids, self.embedding.packed, factor=self.embedding_factor))
         new: list[Any] = []
-        for block, kind, kv, tail in zip(self.blocks, self.step_of, kvs, tails, strict=True):
+        for block, kind, kv, tail in zip(self.blocks, self.group_of, kvs, tails, strict=True):
             h, tail = block(h, kv, tail, steps[kind], batch=batch, length=length)
             new.append(tail)
         logits, _ = self.head.normed(h, batch * length, self.softcap)
