@@ -34,6 +34,11 @@ EXAMPLES = {
   flashnorm serve models/demo --port 8080
   curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{"messages": [{"role": "user", "content": "What is FlashNorm?"}]}'""",
+    "timing": """examples:
+  flashnorm timing                                      the paper's Fig. 10, simulated
+  flashnorm timing --n 4096 --k 14336 --m 256 --plot chart.png
+  flashnorm timing --sweep
+  flashnorm timing --predict SmolLM2-135M               speeds of machines that aren't here, predicted""",
 }
 
 
@@ -131,6 +136,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_loading(serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     serve.add_argument("--port", type=_number(0, 65535, int), default=8080, help="default: 8080")
+
+    timing = _command(commands, "timing", "simulate the paper's machine, and predict decode speeds from bandwidths")
+    timing.add_argument("--n", type=_positive, default=512, help="inputs of the projection (default: 512)")
+    timing.add_argument("--k", type=_positive, help="outputs (default: as many as inputs)")
+    timing.add_argument("--m", type=_positive, default=128, help="width of the units (default: 128)")
+    instead = timing.add_mutually_exclusive_group()
+    instead.add_argument("--sweep", action="store_true", help="over n/m, with k in the same ratio to n")
+    instead.add_argument("--predict", metavar="SHAPE", help="a name in models/shapes, a config.json, or a folder")
+    timing.add_argument(
+        "--bits", type=int, choices=(0, 4, 8), default=4, help="of predicted weights; 0: 16 (default: 4)"
+    )
+    timing.add_argument(
+        "--depth", type=_number(0, 10**7, int), default=0, help="predicted behind so many tokens (default: 0)"
+    )
+    timing.add_argument("--plot", metavar="FILE", help="draw the same as a picture (needs matplotlib)")
     return parser
 
 

@@ -128,6 +128,22 @@ def serve(args: Namespace) -> int:
     return run(model, tokenizer, host=args.host, port=args.port)
 
 
+def timing(args: Namespace) -> int:
+    from .measure import timing_report
+
+    k = args.k or args.n
+    if args.predict is not None:
+        report = timing_report.prediction(args.predict, bits=args.bits, depth=args.depth, plot=args.plot)
+    elif args.sweep:
+        report = timing_report.sweep(args.n, k, args.m, plot=args.plot)
+    else:
+        report = timing_report.cycles(args.n, k, args.m, width=_out.width, plot=args.plot)
+    _out.print(report.shown)
+    if report.picture:
+        _out.print(report.picture, markup=False, soft_wrap=True)
+    return 0
+
+
 def _settings(args: Namespace) -> Any:
     """The chat's settings, as far as the subcommand has them."""
     from .chat import Settings

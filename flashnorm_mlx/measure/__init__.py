@@ -1,0 +1,1 @@
+"""Timing, statistics, roofline, and the paper's timing model."""

@@ -1,0 +1,111 @@
+"""What decoding one token costs a shape, counted from its config: bytes read, and launches.
+
+Bytes are those of the weights that a token reads (no looked-up tables, no idle experts), quantised as mlx-lm and
+``flashnorm convert`` do it, and of the cache. Activations are left out.
+
+Launches are about as many as there are:
+
+- ``mlx-lm``: one a projection (the head included) and one a norm; 8 more a block (RoPE, write and append of the cache
+  twice each, attention, activation, two additions: with a Llama block's 7 projections and 2 norms, 17); embedding,
+  log-softmax and argmax. Gates and sorting of experts are not counted.
+- ``mlx-lm, no norms``: the same without the norms' launches.
+- ``flashnorm``: our kernels' five a block; embedding, head and argmax. ``none``: as many. So the model can't tell
+  the two apart, by construction. ``baseline``: one more for each norm that FlashNorm takes off the path.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import architectures
+from ..architectures.base import Decoder, named_arrays
+from ..errors import FlashNormError
+from ..layers.norm import BaselineNorm, PostNorm
+
+_BLOCK_EXTRAS = 8
+_STEP_EXTRAS = 3
+_FUSED_BLOCK = 5
+_FUSED_EXTRAS = 3
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One token's bytes, and the launches of each arm that can be counted."""
+
+    bytes: int
+    launches: dict[str, int]
+
+
+def shape_folder() -> Path:
+    """Where the public models' configs are: beside the package in a clone, inside it in an installed wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "_shapes"
+    return inside if inside.is_dir() else package.parent / "models" / "shapes"
+
+
+def read_shape(shape: str) -> dict[str, Any]:
+    """The config of a name in models/shapes, of a JSON file, or of a model's folder.
+
+    Raises:
+        FlashNormError: if there is none, or it isn't a JSON object.
+    """
+    given = Path(shape).expanduser()
+    file = shape_folder() / f"{shape}.json" if given.name == shape and not given.exists() else given
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        names = ", ".join(sorted(f.stem for f in shape_folder().glob("*.json"))) or "none in this installation"
+        raise FlashNormError(f"{shape}: no such shape, config or folder (shapes: {names})") from None
+    except ValueError as error:
+        raise FlashNormError(f"{file}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise FlashNormError(f"{file}: a config must be a JSON object")
+    return config
+
+
+def footprint(config: dict[str, Any], *, bits: int = 4, group_size: int = 64, depth: int = 0) -> Footprint:
+    """A token's bytes and launches behind ``depth`` others; ``bits`` 0: weights in 16 bits. The cache has 16 bits.
+
+    Raises:
+        FlashNormError: for a config that can't be run, as :func:`flashnorm_mlx.load` does it.
+    """
+    family = architectures.find(config.get("model_type"))
+    model: Decoder = family.Model(family.Config.from_dict({**config, "arm": "baseline"}))
+    args = model.args
+    tables = {path for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    if args.tie_word_embeddings:
+        tables -= {path for path, module in model.named_modules() if module is model.embedding}
+    read = {name: a for name, a in named_arrays(model) if name.rpartition(".")[0] not in tables}
+    weights = sum(_nbytes(name, a, bits, group_size) * model.read_share(name) for name, a in read.items())
+    return Footprint(
+        bytes=round(weights) + depth * args.cache_width_of_all * 2,
+        launches=_launches(model, read),
+    )
+
+
+def _nbytes(name: str, array: mx.array, bits: int, group_size: int) -> float:
+    """A tensor's bytes; where it is quantised, a scale and a bias of 16 bits go with each group."""
+    quantised = bits and name.endswith("weight") and array.ndim >= 2 and array.shape[-1] % group_size == 0
+    return array.size * (bits + 32 / group_size if quantised else 16) / 8
+
+
+def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
+    weights = [a for name, a in read.items() if name.endswith("weight")]
+    projections = sum(a.ndim >= 2 for a in weights)
+    norms = sum(a.ndim == 1 for a in weights)
+    blocks = model.args.num_hidden_layers
+    stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
+    out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}
+    dense = all(a.ndim <= 2 for a in weights)
+    if dense and all(hasattr(layer, "fused") for layer in model.layers):
+        fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS
+        explicit = sum(isinstance(module, BaselineNorm | PostNorm) for _, module in model.named_modules())
+        out |= {"baseline": fused + explicit, "flashnorm": fused, "none": fused}
+    return out
