@@ -13,9 +13,9 @@ import pytest
 
 from flashnorm_mlx import cli
 from flashnorm_mlx.errors import FlashNormError
-from flashnorm_mlx.measure import machine
+from flashnorm_mlx.measure import simulator
 from flashnorm_mlx.measure.gantt import gantt
-from flashnorm_mlx.measure.machine import LAYOUTS, ORDERS, Timeline, simulate
+from flashnorm_mlx.measure.simulator import LAYOUTS, ORDERS, Timeline, simulate
 
 DRAW = random.Random(0)
 SIZES = [(1, 1, 1), (512, 512, 128), (64, 2, 8), (5, 70, 8), (70, 5, 8), (100, 300, 24)]
@@ -92,7 +92,7 @@ def test_every_schedule_keeps_the_rules(run: tuple) -> None:
 def test_a_broken_rule_is_noticed(
     monkeypatch: pytest.MonkeyPatch, run: tuple, name: str, wrong: int, rule: str
 ) -> None:
-    monkeypatch.setattr(machine, name, lambda *_: wrong)
+    monkeypatch.setattr(simulator, name, lambda *_: wrong)
     assert rule in broken_rules(*run)
 
 
@@ -130,7 +130,7 @@ def test_nonsense_is_one_line(run: tuple, says: str) -> None:
 @pytest.mark.parametrize("width", [30, 80, 200])
 @pytest.mark.parametrize("size", [(512, 512, 128), (8192, 8192, 128), (1, 1, 1)])
 def test_the_chart_fits_and_counts(size: tuple[int, int, int], width: int) -> None:
-    timelines = [simulate(*size, order, layout) for order, layout in machine.PAPER.items()]
+    timelines = [simulate(*size, order, layout) for order, layout in simulator.PAPER.items()]
     lines = gantt(timelines, width).plain.splitlines()
     rows = [line for line in lines if line.startswith(("  vector unit", "  matrix unit"))]
     assert len(rows) == 6

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from .machine import Timeline
+from .simulator import Timeline
 
 #: What each kind of work is drawn with: told apart by its character where there is no colour.
 GLYPHS = {"RMS(a)": ("R", "yellow"), "scale": ("s", "green"), "compute": ("█", "blue")}

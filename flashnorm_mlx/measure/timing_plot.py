@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlashNormError
-from .machine import ORDERS, Timeline
+from .simulator import ORDERS, Timeline
 
 COLOURS = {"RMS(a)": "#e9c46a", "scale": "#8ab17d", "compute": "#9ecae1"}
 ORDER_COLOURS = dict(zip(ORDERS, ("#6c757d", "#e09f3e", "#1b6ca8"), strict=True))

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from .footprint import footprint, read_shape
 from .gantt import gantt
-from .machine import LAYOUTS, ORDERS, PAPER, Timeline, simulate
 from .predict import (
     PUBLISHED_MACHINE,
     PUBLISHED_SHAPE,
@@ -25,6 +24,7 @@ from .predict import (
     samples_of,
     typical_error,
 )
+from .simulator import LAYOUTS, ORDERS, PAPER, Timeline, simulate
 from .timing_plot import plot_predictions, plot_sweep, plot_timelines
 
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
