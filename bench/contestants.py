@@ -10,10 +10,13 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx.loader import load_model
+from flashnorm_mlx.measure import loop
+from flashnorm_mlx.measure.arms import described
+
+TIMER = loop.Timer()
 
 #: A measurement: a model in, tokens a second out.
 Measure = Callable[[Any], float]
@@ -89,26 +92,16 @@ def compare(models: dict[str, Any], facts: dict[str, dict[str, Any]], measure: M
 
 def decode(model: Any, ids: mx.array, tokens: int) -> float:
     """Greedy decoding behind the prompt ``ids [1, length]``, by mlx-lm's own loop; timed from token to token."""
-    cache = _prefilled(model, ids)
+    cache = loop.filled_cache(model, ids[:, :-1], TIMER)
     stamps = [time.perf_counter() for _ in generate_step(ids[0, -1:], model, max_tokens=tokens, prompt_cache=cache)]
-    _finish(cache)
+    TIMER.finish([c.state for c in cache])
     return (tokens - 1) / (stamps[-1] - stamps[0])
 
 
 def decode_batch(model: Any, ids: mx.array, tokens: int) -> float:
     """Greedy decoding of several rows ``ids [batch, length]`` at once; the next step is under way as one is read."""
-    cache = _prefilled(model, ids)
-    y = mx.argmax(model(ids[:, -1:], cache=cache)[:, -1], axis=-1)
-    mx.async_eval(y)
-    stamps = []
-    for _ in range(tokens):
-        following = mx.argmax(model(y[:, None], cache=cache)[:, -1], axis=-1)
-        mx.async_eval(following)
-        mx.eval(y)
-        stamps.append(time.perf_counter())
-        y = following
-    _finish(cache)
-    return len(ids) * (tokens - 1) / (stamps[-1] - stamps[0])
+    cache = loop.filled_cache(model, ids[:, :-1], TIMER)
+    return loop.decode(model, ids[:, -1:], cache, tokens, TIMER).tokens_per_second
 
 
 def prefill(model: Any, ids: mx.array) -> float:
@@ -122,23 +115,3 @@ def first_token(model: Any, ids: mx.array) -> None:
     """Work out the token behind the prompt ``ids [length]``."""
     for _ in generate_step(ids, model, max_tokens=0, prefill_step_size=len(ids)):
         pass
-
-
-def described(error: Exception) -> str:
-    """An error as one line of a row."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
-def _prefilled(model: Any, ids: mx.array) -> list:
-    """A fresh cache that holds all but the last position of ``ids``, computed in one call."""
-    cache = make_prompt_cache(model)
-    if ids.shape[1] > 1:
-        model(ids[:, :-1], cache=cache)
-        _finish(cache)
-    return cache
-
-
-def _finish(cache: list) -> None:
-    """Wait for everything that is still under way."""
-    mx.eval([c.state for c in cache])

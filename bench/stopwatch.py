@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from flashnorm_mlx.measure.traffic import read_and_copy
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -40,11 +42,7 @@ class Stopwatch:
 
     def bandwidth(self) -> dict[str, float]:
         """Bytes a second of a sum (read) and of a sum with a number (read and written), the fixed costs left out."""
-        small = self.big[: self.big.size // 2]
-        more = self.big.nbytes - small.nbytes
-        read = self._best(lambda: (mx.sum(self.big),)) - self._best(lambda: (mx.sum(small),))
-        copy = self._best(lambda: (self.big + 1,)) - self._best(lambda: (small + 1,))
-        return {"read": more / max(read, 1e-9), "copy": 2 * more / max(copy, 1e-9)}
+        return read_and_copy(self.big, self._best)
 
     def launch(self, step: Callable[[mx.array, int], mx.array], x: mx.array, count: int) -> Launch:
         """The cost of ``step(x, i)``, from ``count`` of them in a chain; each gets an x that is the last one's work."""

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import FlashNormError
+from .measure import arguments as bench_arguments
 
 EXAMPLES = {
     "chat": """examples:
@@ -30,6 +31,7 @@ EXAMPLES = {
     "verify": """examples:
   flashnorm verify models/demo
   flashnorm verify demo-4bit --text models/demo/heldout.jsonl""",
+    "bench": bench_arguments.EXAMPLES,
     "serve": """examples:
   flashnorm serve models/demo --port 8080
   curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -130,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=_number(0, math.inf), default=1e-4, help="largest relative logit error (default: 1e-4)"
     )
     verify.add_argument("--revision", help="branch, tag or commit of a hub repository")
+
+    bench = _command(commands, "bench", "tokens a second of stock mlx-lm and of our three forms, in turn")
+    bench_arguments.add_arguments(bench, model=_MODEL, dtypes=_DTYPES)
 
     serve = _command(commands, "serve", "mlx-lm's HTTP server (OpenAI's chat completions), running this engine")
     serve.add_argument("model", metavar="MODEL", help=_MODEL)

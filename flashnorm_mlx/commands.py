@@ -120,6 +120,12 @@ def verify(args: Namespace) -> int:
     return 0 if found.ok else 1
 
 
+def bench(args: Namespace) -> int:
+    from .measure.command import bench as run
+
+    return run(args, _out, _err, _progress)
+
+
 def serve(args: Namespace) -> int:
     from .serve import serve as run
 

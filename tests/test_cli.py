@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "model", "qwen3", hidden_size=128, intermediate_size=192)
 
 
-@pytest.mark.parametrize("command", ["chat", "generate", "convert", "info", "verify", "serve"])
+@pytest.mark.parametrize("command", ["chat", "generate", "convert", "info", "verify", "bench", "serve"])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

@@ -12,13 +12,14 @@ from mlx.utils import tree_flatten
 
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.measure import predict
-from flashnorm_mlx.measure.footprint import Footprint, footprint, read_shape, shape_folder
+from flashnorm_mlx.measure.footprint import Footprint, footprint
 from flashnorm_mlx.measure.predict import Calibration, Sample
+from flashnorm_mlx.measure.shapes import read_shape, shapes_folder
 
 # ---- what a token costs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", sorted(f.stem for f in shape_folder().glob("*.json")))
+@pytest.mark.parametrize("shape", sorted(f.stem for f in shapes_folder().glob("*.json")))
 def test_launches_are_stock_mlx_lms_layers(shape: str) -> None:
     config = read_shape(shape)
     leaves = [module for _, module in stock_model(config).named_modules() if not module.children()]

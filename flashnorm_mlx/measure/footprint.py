@@ -15,9 +15,7 @@ Launches are about as many as there are:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -25,7 +23,6 @@ import mlx.nn as nn
 
 from .. import architectures
 from ..architectures.base import Decoder, named_arrays
-from ..errors import FlashNormError
 from ..layers.norm import BaselineNorm, PostNorm
 
 _BLOCK_EXTRAS = 8
@@ -40,34 +37,6 @@ class Footprint:
 
     bytes: int
     launches: dict[str, int]
-
-
-def shape_folder() -> Path:
-    """Where the public models' configs are: beside the package in a clone, inside it in an installed wheel."""
-    package = Path(__file__).parents[1]
-    inside = package / "_shapes"
-    return inside if inside.is_dir() else package.parent / "models" / "shapes"
-
-
-def read_shape(shape: str) -> dict[str, Any]:
-    """The config of a name in models/shapes, of a JSON file, or of a model's folder.
-
-    Raises:
-        FlashNormError: if there is none, or it isn't a JSON object.
-    """
-    given = Path(shape).expanduser()
-    file = shape_folder() / f"{shape}.json" if given.name == shape and not given.exists() else given
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        names = ", ".join(sorted(f.stem for f in shape_folder().glob("*.json"))) or "none in this installation"
-        raise FlashNormError(f"{shape}: no such shape, config or folder (shapes: {names})") from None
-    except ValueError as error:
-        raise FlashNormError(f"{file}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise FlashNormError(f"{file}: a config must be a JSON object")
-    return config
 
 
 def footprint(config: dict[str, Any], *, bits: int = 4, group_size: int = 64, depth: int = 0) -> Footprint:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import FlashNormError
-from .footprint import Footprint, footprint, read_shape
+from .footprint import Footprint, footprint
+from .shapes import read_shape
 
 #: The paper's §6: OpenELM-270M, 4 bits, on an M1 MacBook Air, in tokens a second. "When we remove RMSNorm entirely" is
 #: read as all of them: two and the two of q and k in each block, and the last.

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from .footprint import footprint, read_shape
+from .footprint import footprint
 from .gantt import gantt
 from .predict import (
     PUBLISHED_MACHINE,
@@ -24,6 +24,7 @@ from .predict import (
     samples_of,
     typical_error,
 )
+from .shapes import read_shape
 from .simulator import LAYOUTS, ORDERS, PAPER, Timeline, simulate
 from .timing_plot import plot_predictions, plot_sweep, plot_timelines
 
