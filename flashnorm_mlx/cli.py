@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from . import __version__
 from .errors import FlashNormError
 from .measure import arguments as bench_arguments
+from .measure.ranges import number
 
 EXAMPLES = {
     "chat": """examples:
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.model = args.model_option
     if args.command == "verify":  # exact float32 products, also on GPUs that would round them to TF32
         os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that half-made files are removed then, too
-        signal.signal(number, _interrupt)
+    for name in (signal.SIGTERM, signal.SIGHUP):  # so that half-made files are removed then, too
+        signal.signal(name, _interrupt)
     try:
         from . import commands
 
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--markdown", action="store_true", help="render answers as markdown")
     chat.add_argument("--stats", action="store_true", help="show speed and memory after each answer")
     chat.add_argument(
-        "--max-context", type=_number(16, 10**8, int), metavar="N", help="tokens of context (default: the model's)"
+        "--max-context", type=number(16, 10**8, int), metavar="N", help="tokens of context (default: the model's)"
     )
 
     generate = _command(commands, "generate", "answer one prompt")
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--max-tokens", type=_positive, default=512, help="tokens of the text to read (default: 512)")
     verify.add_argument("--greedy-tokens", type=_positive, default=48, help="tokens to decode (default: 48)")
     verify.add_argument(
-        "--tolerance", type=_number(0, math.inf), default=1e-4, help="largest relative logit error (default: 1e-4)"
+        "--tolerance", type=number(0, math.inf), default=1e-4, help="largest relative logit error (default: 1e-4)"
     )
     verify.add_argument("--revision", help="branch, tag or commit of a hub repository")
 
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("model", metavar="MODEL", help=_MODEL)
     _add_loading(serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    serve.add_argument("--port", type=_number(0, 65535, int), default=8080, help="default: 8080")
+    serve.add_argument("--port", type=number(0, 65535, int), default=8080, help="default: 8080")
 
     timing = _command(commands, "timing", "simulate the paper's machine, and predict decode speeds from bandwidths")
     timing.add_argument("--n", type=_positive, default=512, help="inputs of the projection (default: 512)")
@@ -153,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bits", type=int, choices=(0, 4, 8), default=4, help="of predicted weights; 0: 16 (default: 4)"
     )
     timing.add_argument(
-        "--depth", type=_number(0, 10**7, int), default=0, help="predicted behind so many tokens (default: 0)"
+        "--depth", type=number(0, 10**7, int), default=0, help="predicted behind so many tokens (default: 0)"
     )
     timing.add_argument("--plot", metavar="FILE", help="draw the same as a picture (needs matplotlib)")
     return parser
@@ -195,28 +196,15 @@ def _add_sampling(parser: argparse.ArgumentParser, *, max_tokens: int, temp: flo
     group = parser.add_argument_group("sampling")
     group.add_argument("--max-tokens", type=_positive, default=max_tokens, metavar="N", help=f"default: {max_tokens}")
     group.add_argument(
-        "--temp", type=_number(0, 5), default=temp, metavar="T", help=f"temperature, 0 is greedy (default: {temp:g})"
+        "--temp", type=number(0, 5), default=temp, metavar="T", help=f"temperature, 0 is greedy (default: {temp:g})"
     )
     group.add_argument(
-        "--top-p", type=_number(0, 1), default=top_p, metavar="P", help=f"nucleus, 1 is off (default: {top_p:g})"
+        "--top-p", type=number(0, 1), default=top_p, metavar="P", help=f"nucleus, 1 is off (default: {top_p:g})"
     )
-    group.add_argument("--top-k", type=_number(0, 10**6, int), default=0, metavar="K", help="default: 0, off")
-    group.add_argument("--min-p", type=_number(0, 1), default=0.0, metavar="P", help="default: 0, off")
-    group.add_argument("--repetition-penalty", type=_number(0.1, 10), default=1.0, metavar="R", help="default: 1, off")
-    group.add_argument("--seed", type=_number(0, 2**32 - 1, int), metavar="N", help="makes sampled answers repeatable")
+    group.add_argument("--top-k", type=number(0, 10**6, int), default=0, metavar="K", help="default: 0, off")
+    group.add_argument("--min-p", type=number(0, 1), default=0.0, metavar="P", help="default: 0, off")
+    group.add_argument("--repetition-penalty", type=number(0.1, 10), default=1.0, metavar="R", help="default: 1, off")
+    group.add_argument("--seed", type=number(0, 2**32 - 1, int), metavar="N", help="makes sampled answers repeatable")
 
 
-def _number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    return parse
-
-
-_positive = _number(1, 10**6, int)
+_positive = number(1, 10**6, int)

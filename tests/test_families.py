@@ -13,11 +13,11 @@ import pytest
 from checkpoints import our_model, relative_error, stock_with_weights, tiny_config
 from decode_runs import checkpoint, error, fused, run
 from kernel_runs import DEVICES, on_device
-from mlx_lm.models.cache import BatchKVCache
+from mlx_lm.models.cache import BatchKVCache, QuantizedKVCache
 from mlx_lm.utils import load_model as load_stock
 from test_models import SCALED, SLIDING, TOLERANCE, YARN, ids_for, token_by_token
 
-from flashnorm_mlx import architectures
+from flashnorm_mlx import FlashNormError, architectures
 from flashnorm_mlx.architectures import ministral3, olmo2, phi3
 from flashnorm_mlx.kernels.packed import Uncovered
 from flashnorm_mlx.layers import attention, longrope, norm, rope, yarn
@@ -208,3 +208,12 @@ def test_what_no_kernel_covers_is_said(family: str, reason: str, tmp_path: Path)
     plan = [("prompt", 9), ("step", 1)]
     assert error(run(model, plan), run(load_stock(path)[0], plan)) <= TOLERANCE
     assert model.kernels == "reference"
+
+
+def test_a_quantised_cache_behind_a_soft_cap_is_refused() -> None:
+    """mlx-lm's own ends in a traceback."""
+    config = tiny_config("gemma2", head_dim=32)
+    model = our_model(config, stock_with_weights(config)[1])
+    cache = [QuantizedKVCache(32, 8) for _ in model.layers]
+    with pytest.raises(FlashNormError, match="quantised cache is not supported where scores have a soft cap"):
+        model(mx.array([[1, 2, 3]]), cache=cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -109,16 +109,17 @@ class Model(Decoder):
             self.router(), args.moe_intermediate_size, args.moe_intermediate_size * (args.n_shared_experts or 0)
         )
 
-    def router(self) -> moe.Router:
+    def router(self, kind: Callable[..., moe.Router] = moe.SoftmaxRouter, **options: Any) -> moe.Router:
         args, (groups, kept) = self.args, self.args.groups
         assert args.n_routed_experts is not None and args.num_experts_per_tok is not None
-        return moe.SoftmaxRouter(
+        return kind(
             args.hidden_size,
             args.n_routed_experts,
             args.num_experts_per_tok,
             groups=groups,
             groups_kept=kept,
             factor=args.routed_scaling_factor,
+            **options,
         )
 
     def latent_norm(self, dims: int) -> nn.Module:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mlx.core as mx
 
@@ -66,18 +66,8 @@ class Model(deepseek_v2.Model):
         args = self.args
         return AbsorbedAttention(args.sizes, rotation, self.latent_norm, args.attention_scale, bias=args.attention_bias)
 
-    def router(self) -> moe.Router:
-        args, (groups, kept) = self.args, self.args.groups
-        assert args.n_routed_experts is not None and args.num_experts_per_tok is not None
-        return moe.SigmoidRouter(
-            args.hidden_size,
-            args.n_routed_experts,
-            args.num_experts_per_tok,
-            normed=args.norm_topk_prob,
-            groups=groups,
-            groups_kept=kept,
-            factor=args.routed_scaling_factor,
-        )
+    def router(self, kind: Callable[..., moe.Router] = moe.SigmoidRouter, **options: Any) -> moe.Router:
+        return super().router(kind, normed=self.args.norm_topk_prob, **options)
 
     def latent_fold(self) -> Fold:
         halves = (_ATTENTION + "embed_q", _ATTENTION + "unembed_out")

@@ -7,11 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import scaled_dot_product_attention
 
 from .. import fold
+from ..errors import FlashNormError
 from ..kernels.attend import Heads
 from . import rope
+from .heads import attend
 from .linear import stack_into
 from .norm import Owed, settled
 
@@ -88,13 +89,14 @@ class Attention(nn.Module):
 
     def attend(self, qkv: QKV, mask: Any, cache: Any) -> mx.array:
         """``softmax(q kᵀ · scale) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
+        if self.softcap is None:
+            return attend(*qkv, mask, cache, self.scale)
         q, k, v = qkv
+        if hasattr(cache, "bits"):
+            raise FlashNormError("a quantised cache is not supported where scores have a soft cap")
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
-        if self.softcap is None:
-            a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        else:
-            a = softcapped_attention(q, k, v, self.scale, self.softcap, mask)
+        a = softcapped_attention(q, k, v, self.scale, self.softcap, mask)
         return a.transpose(0, 2, 1, 3).reshape(a.shape[0], a.shape[2], -1)
 
     def pack(self) -> None:

@@ -13,9 +13,14 @@ def split_heads(y: mx.array, head_dim: int) -> mx.array:
     return y.reshape(*y.shape[:2], -1, head_dim).transpose(0, 2, 1, 3)
 
 
-def attend(q: mx.array, k: mx.array, v: mx.array, mask: Any, cache: Any) -> mx.array:
-    """``softmax(q kᵀ / sqrt(dim)) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
+def attend(q: mx.array, k: mx.array, v: mx.array, mask: Any, cache: Any, scale: float | None = None) -> mx.array:
+    """``softmax(q kᵀ · scale) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``.
+
+    Args:
+        scale: None: ``1/sqrt(dim)``.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if cache is not None:
         k, v = cache.update_and_fetch(k, v)
-    a = scaled_dot_product_attention(q, k, v, cache=cache, scale=q.shape[-1] ** -0.5, mask=mask)
+    a = scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=mask)
     return a.transpose(0, 2, 1, 3).reshape(a.shape[0], a.shape[2], -1)

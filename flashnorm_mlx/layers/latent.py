@@ -17,6 +17,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.mla import MultiLinear
 
 from ..errors import FlashNormError
+from .heads import attend
 from .linear import stack_into
 from .norm import settled
 from .rope import Positions, Rotation
@@ -76,6 +77,11 @@ class LatentAttention(nn.Module):
         self.kv_a_proj_with_mqa = nn.Linear(sizes.hidden_size, latent, bias=bias)
         self.kv_a_layernorm = norm(sizes.kv_lora_rank)
         self.o_proj = nn.Linear(sizes.num_heads * sizes.v_head_dim, sizes.hidden_size, bias=bias)
+        self.expand(sizes)
+
+    def expand(self, sizes: Sizes) -> None:
+        """Make what expands the latent to keys and values."""
+        raise NotImplementedError
 
     def pack(self) -> None:
         """Lay the projections of the residual out as one matrix, where their formats allow it."""
@@ -108,16 +114,7 @@ class LatentAttention(nn.Module):
 class ExpandedAttention(LatentAttention):
     """Keys and values are expanded from the latent before they are cached (DeepSeek-V2 in mlx-lm)."""
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        rotation: Rotation,
-        norm: Callable[[int], nn.Module],
-        scale: float,
-        *,
-        bias: bool = False,
-    ) -> None:
-        super().__init__(sizes, rotation, norm, scale, bias=bias)
+    def expand(self, sizes: Sizes) -> None:
         expanded = sizes.num_heads * (sizes.qk_nope_head_dim + sizes.v_head_dim)
         self.kv_b_proj = nn.Linear(sizes.kv_lora_rank, expanded, bias=False)
 
@@ -131,11 +128,7 @@ class ExpandedAttention(LatentAttention):
 
     def attend(self, qkv: QKV, mask: Any, cache: Any) -> mx.array:
         """``softmax(q kᵀ · scale) v`` over the cache and the new tokens: ``[batch, length, heads·dim]``."""
-        q, k, v = qkv
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
-        return a.transpose(0, 2, 1, 3).flatten(-2)
+        return attend(*qkv, mask, cache, self.scale)
 
 
 class AbsorbedAttention(LatentAttention):
@@ -146,16 +139,7 @@ class AbsorbedAttention(LatentAttention):
 
     needs_mask_array = True
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        rotation: Rotation,
-        norm: Callable[[int], nn.Module],
-        scale: float,
-        *,
-        bias: bool = False,
-    ) -> None:
-        super().__init__(sizes, rotation, norm, scale, bias=bias)
+    def expand(self, sizes: Sizes) -> None:
         self.embed_q = MultiLinear(sizes.qk_nope_head_dim, sizes.kv_lora_rank, sizes.num_heads)
         self.unembed_out = MultiLinear(sizes.kv_lora_rank, sizes.v_head_dim, sizes.num_heads)
 

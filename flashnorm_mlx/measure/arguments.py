@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
-from typing import Any
 
 from ..errors import FlashNormError
-from .ranges import numbers
+from .ranges import number, numbers
 
 EXAMPLES = """examples:
   flashnorm bench --list
@@ -45,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: str, dtypes: tuple[
     sizes.add_argument("-d", "--depth", type=_list(0), default=[0], metavar="N", help="tokens before (default: 0)")
     sizes.add_argument("-b", "--batch", type=_list(1, 1024), default=[1], metavar="N", help="rows (default: 1)")
     how = parser.add_argument_group("how")
-    how.add_argument("-r", "--repeat", type=_number(1, 1000, int), default=5, metavar="N", help="default: 5")
-    how.add_argument("--delay", type=_number(0, 3600), default=0.0, metavar="S", help="seconds to cool before each run")
+    how.add_argument("-r", "--repeat", type=number(1, 1000, int), default=5, metavar="N", help="default: 5")
+    how.add_argument("--delay", type=number(0, 3600), default=0.0, metavar="S", help="seconds to cool before each run")
     out = parser.add_argument_group("output")
     for name in ("json", "jsonl", "csv", "markdown"):
         out.add_argument(f"--{name}", nargs="?", const="-", metavar="FILE", help="to a file, or standard output")
@@ -60,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: str, dtypes: tuple[
     compare.add_argument("b", metavar="B.json")
     compare.add_argument(
         "--threshold",
-        type=_number(0, 100),
+        type=number(0, 100),
         default=2.0,
         metavar="PERCENT",
         help="a smaller change is none (default: 2)",
@@ -86,16 +84,3 @@ def _arms(text: str) -> list[str]:
         if name not in ARMS:
             raise argparse.ArgumentTypeError(f"{name!r} is not an arm; choose of {', '.join(ARMS)}")
     return [name for name in ARMS if name in names]
-
-
-def _number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not low <= value <= high or not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
-        return value
-
-    return parse

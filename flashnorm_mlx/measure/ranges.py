@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import FlashNormError
 
@@ -48,3 +52,18 @@ def _expand(item: str, text: str) -> range | list[int]:
     while values[-1] * step <= last:
         values.append(values[-1] * step)
     return values
+
+
+def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
+    """An argument's type for argparse: one number from ``low`` to ``high``."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= high or not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not between {low} and {high}")
+        return value
+
+    return parse
