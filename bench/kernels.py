@@ -111,7 +111,7 @@ def ours(operation: Operation, setting: Setting) -> Callable[[mx.array, Any], mx
             mx.eval(packed[id(part)])
         kv, past = packed[id(part)], setting.depth - 1
         angles = np.full((1, setting.head_dim // 2), 0.5)
-        step = step_row(past, 0, kv.shape[3], default_layout(heads, kv.shape[3]).splits, angles)
+        step = mx.array(step_row(past, 0, kv.shape[3], default_layout(heads, kv.shape[3]).splits, angles))
         tail = mx.zeros(heads.tail_size(rows), setting.dtype)
         y, _, start = attend(qkv.reshape(rows, -1), kv, tail, step, heads, batch=rows)
         return y.reshape(-1)[start:]

@@ -7,6 +7,7 @@ whole layer. So keys and values lie in one buffer, the attention kernel passes t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -73,7 +74,7 @@ class KVCache(stock.KVCache):
     def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
         if self.buffer is None:
-            self.hold(mx.zeros((2, *shape[:2], self.step, shape[2]), dtype))
+            self.hold(room((2, *shape[:2], self.step, shape[2]), dtype))
         if self.waiting + length > TAIL:
             self.settle()
 
@@ -87,7 +88,7 @@ class KVCache(stock.KVCache):
         self.settle()
         start, end = self.offset, self.offset + keys.shape[2]
         if self.buffer is None:
-            self.hold(mx.zeros((2, *keys.shape[:2], self._size_for(end), keys.shape[3]), keys.dtype))
+            self.hold(room((2, *keys.shape[:2], self._size_for(end), keys.shape[3]), keys.dtype))
         self._reserve(end)
         assert self.buffer is not None
         self.buffer[0, ..., start:end, :] = keys
@@ -100,7 +101,7 @@ class KVCache(stock.KVCache):
         assert self.buffer is not None
         if tokens > self.capacity:
             more = self._size_for(tokens) - self.capacity
-            new = mx.zeros((*self.buffer.shape[:3], more, self.buffer.shape[4]), self.buffer.dtype)
+            new = room((*self.buffer.shape[:3], more, self.buffer.shape[4]), self.buffer.dtype)
             self.hold(mx.concatenate([self.buffer, new], axis=3))
 
     def _size_for(self, tokens: int) -> int:
@@ -108,10 +109,14 @@ class KVCache(stock.KVCache):
         step = self.step if tokens <= 4096 else 4096
         return max(-(-tokens // step) * step, min(2 * self.capacity, 4096))
 
+    def _half(self, i: int) -> mx.array | None:
+        """Keys or values, as a view: ``buffer[i]`` alone would be a copy."""
+        self.settle()
+        return None if self.buffer is None else self.buffer[i, ...]
+
     @property
     def keys(self) -> mx.array | None:
-        self.settle()
-        return None if self.buffer is None else self.buffer[0]
+        return self._half(0)
 
     @keys.setter
     def keys(self, keys: mx.array) -> None:
@@ -119,8 +124,7 @@ class KVCache(stock.KVCache):
 
     @property
     def values(self) -> mx.array | None:
-        self.settle()
-        return None if self.buffer is None else self.buffer[1]
+        return self._half(1)
 
     @values.setter
     def values(self, values: mx.array) -> None:
@@ -154,6 +158,18 @@ class KVCache(stock.KVCache):
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.buffer, self.tail) if a is not None)
+
+
+def room(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Zeros of a shape. They are made of a row of them, for mx.zeros reads a scalar in the host's memory on CUDA."""
+    return mx.contiguous(mx.broadcast_to(_row(shape[-1], dtype), shape))
+
+
+@cache
+def _row(dims: int, dtype: mx.Dtype) -> mx.array:
+    row = mx.zeros((dims,), dtype)
+    mx.eval(row)
+    return row
 
 
 KVCache.__qualname__ = stock.KVCache.__qualname__

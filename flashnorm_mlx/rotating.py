@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as stock
 
+from .cache import room
 from .kernels.attend import TAIL
 
 
@@ -62,7 +63,7 @@ class RotatingKVCache(stock.RotatingKVCache):
     def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
         if self.buffer is None:
-            buffer = mx.zeros((2, *shape[:2], self.capacity, shape[2]), dtype)
+            buffer = room((2, *shape[:2], self.capacity, shape[2]), dtype)
             if self._keys is not None:
                 newest = [self._temporal_order(a)[..., -self.max_size :, :] for a in (self._keys, self._values)]
                 self.appended = newest[0].shape[2]
@@ -99,8 +100,8 @@ class RotatingKVCache(stock.RotatingKVCache):
             self.settle()
             end = self.appended
             start = max(0, end - self.max_size)
-            empty = end == 0
-            keys, values = (None if empty else half[..., start:end, :] for half in (self.buffer[0], self.buffer[1]))
+            halves = (self.buffer[0, ..., start:end, :], self.buffer[1, ..., start:end, :])
+            keys, values = halves if end else (None, None)
             self._release_to(keys, values)
             self._idx = end - start
 

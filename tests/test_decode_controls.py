@@ -12,7 +12,7 @@ from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run,
 from kernel_runs import DEVICES
 from mlx_lm.utils import load_model as load_stock
 
-from flashnorm_mlx.architectures import decode
+from flashnorm_mlx.architectures import steps
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.layers import norm
 from flashnorm_mlx.layers.fused import FusedBlock, Projection
@@ -68,9 +68,9 @@ def test_control_a_tail_that_is_not_appended(tmp_path: Path, device: str, monkey
 
 
 def test_control_other_angles(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = decode.step_row
+    original = steps.step_row
 
-    monkeypatch.setattr(decode, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
+    monkeypatch.setattr(steps, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
     assert control_error(checkpoint(tmp_path / "m")) > 1e-3
 
 

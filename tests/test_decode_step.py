@@ -121,7 +121,7 @@ def test_five_launches_a_layer(family: str, tmp_path: Path, device: str, monkeyp
         for b, c in zip(step.blocks, caches, strict=True)
     ]
     turned = [(caches[i].capacity, step.blocks[i].rotation.dims // 2) for i in step.groups]
-    rows = [step_row(0, 0, capacity, 1, np.zeros((1, pairs))) for capacity, pairs in turned]
+    rows = [mx.array(step_row(0, 0, capacity, 1, np.zeros((1, pairs)))) for capacity, pairs in turned]
     step.run(mx.zeros((1, 1), mx.int32), rows, [c.buffer for c in caches], tails)
     assert launches == ["embed"] + ["project", "attend", "project", "project", "project"] * 2 + ["project"]
     for block in step.blocks:

@@ -10,16 +10,16 @@ from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx_lm.models import cache as stock
 
 from ..cache import KVCache
-from ..kernels.attend import SHORT, default_layout, step_row
+from ..kernels.attend import SHORT, default_layout
 from ..kernels.embed import embed
 from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
 from ..layers.fused import FusedBlock, Projection, Residual
 from ..rotating import RotatingKVCache
+from .steps import Steps
 
 if TYPE_CHECKING:
     from .base import Decoder
@@ -55,6 +55,7 @@ class DecodeStep:
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
         kinds = [(block.rotation, block.heads.window) for block in self.blocks]
         self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind
+        self.rows = [Steps(block.heads, block.rotation) for block in (self.blocks[i] for i in self.groups)]
         self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
@@ -146,12 +147,10 @@ class DecodeStep:
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)
-        positions = np.arange(cache[0].offset, cache[0].offset + length, dtype=np.float32)[:, None]
-        steps = []
-        for c, block in ((cache[i], self.blocks[i]) for i in self.groups):
-            splits = default_layout(block.heads, c.capacity).splits
-            angles = positions * np.float32(block.rotation.inv_freq)
-            steps.append(step_row(c.appended, c.waiting, c.capacity, splits, angles, block.rotation.factor))
+        steps = [
+            rows(c.appended, c.waiting, c.capacity, cache[0].offset, length)
+            for rows, c in zip(self.rows, (cache[i] for i in self.groups), strict=True)
+        ]
         logits, tails = self.compiled(ids, steps, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)

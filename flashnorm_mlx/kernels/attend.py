@@ -66,18 +66,19 @@ def default_layout(h: Heads, capacity: int) -> Layout:
 
 
 def step_row(
-    appended: int, waiting: int, capacity: int, splits: int, angles: np.ndarray, factor: float = 1.0
-) -> mx.array:
-    """What the kernels need to know of a step, float32 ``[4 + length·rotary_dims]``: see ``attend.msl``.
+    appended: int, waiting: int | np.ndarray, capacity: int, splits: int, angles: np.ndarray, factor: float = 1.0
+) -> np.ndarray:
+    """What the kernels need to know of a step, float32 ``[..., 4 + length·rotary_dims]``: see ``attend.msl``.
 
     Args:
-        appended: tokens in the cache's buffer; ``waiting``: tokens in its tail; ``capacity``: room in the buffer.
+        appended: tokens in the cache's buffer; ``waiting``: tokens in its tail ``[...]``; ``capacity``: the buffer's.
         splits: of the layout.
-        angles: RoPE's, of the new tokens ``[length, rotary_dims / 2]``.
+        angles: RoPE's, of the new tokens ``[..., length, rotary_dims / 2]``.
         factor: what RoPE multiplies the channels by that it rotates.
     """
-    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
-    return mx.array(np.concatenate([np.float32([appended, waiting, capacity, splits]), np.float32(tables).ravel()]))
+    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1) * factor
+    counts = np.stack(np.broadcast_arrays(appended, waiting, capacity, splits), axis=-1)
+    return np.concatenate([counts, tables.reshape(*angles.shape[:-2], -1)], axis=-1).astype(np.float32)
 
 
 def attend(

@@ -31,7 +31,7 @@ def add_norm(x: mx.array, r: mx.array, eps: float, gain: mx.array | None = None)
         dtype=x.dtype,
         defines={"GAIN(k)": "1.0f" if gain is None else "float(gain[k])"},
     )
-    return both[0], both[1]
+    return both[0, ...], both[1, ...]  # views; both[0] would be a copy
 
 
 def gate(x: mx.array, activation: str) -> mx.array:

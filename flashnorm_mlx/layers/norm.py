@@ -9,7 +9,7 @@ or plainly onto ``y`` (:func:`settled`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,6 +30,22 @@ Explicit = tuple[mx.array | None, float]
 def settled(y: mx.array, scale: mx.array | None) -> mx.array:
     """``y·s`` in y's dtype; a float32 scale would otherwise promote the activations behind it."""
     return y if scale is None else (y * scale).astype(y.dtype)
+
+
+def weightless_norm(a: mx.array, eps: float) -> mx.array:
+    """``a / sqrt(mean(a²) + ε)`` over the last axis, by MLX's kernel.
+
+    With no gain that kernel gets a scalar 1, which CUDA keeps in the host's memory: each row's threads fetch it across
+    the bus (2,048 rows of 576: 21 µs instead of 4). So there is a gain, of ones.
+    """
+    return mx.fast.rms_norm(a, _ones(a.shape[-1], a.dtype), eps)
+
+
+@cache
+def _ones(dims: int, dtype: mx.Dtype) -> mx.array:
+    ones = mx.ones((dims,), dtype)
+    mx.eval(ones)  # what is first asked for as a step is traced would be computed in every step
+    return ones
 
 
 def deferring_pays(a: mx.array) -> bool:
@@ -96,7 +112,8 @@ class FlashNorm(Norm):
     def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
         gain = self.get("weight")
         if not deferring_pays(a):
-            return mx.fast.rms_norm(settled(a, owed), gain, self.eps), None
+            a = settled(a, owed)
+            return (weightless_norm(a, self.eps) if gain is None else mx.fast.rms_norm(a, gain, self.eps)), None
         s = fold.inverse_rms(a, fold.cancelled_eps(self.eps, owed))
         return (a if gain is None else (a * gain).astype(a.dtype)), s
 

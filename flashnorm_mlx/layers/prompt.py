@@ -15,7 +15,7 @@ from ..kernels import choice
 from ..kernels.prompt import add_norm, covers, gate
 from .attention import Attention
 from .mlp import GatedMLP, gated_halves
-from .norm import PostNorm, Unnormed, add_clipped
+from .norm import PostNorm, Unnormed, add_clipped, weightless_norm
 from .rope import Positions
 
 #: From so many tokens on, the device takes longer than the host.
@@ -24,7 +24,7 @@ MANY = 1024
 
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
-    "plain": lambda x, residual: mx.fast.rms_norm(x + residual, None, 1e-5),
+    "plain": lambda x, residual: weightless_norm(x + residual, 1e-5),
 }
 
 
@@ -81,7 +81,10 @@ class PromptBlock:
         if explicit is not None and self.joins and isinstance(h, Sum):
             return add_norm(h.h, h.due, explicit[1], explicit[0])
         h = whole(h)
-        return h, h if explicit is None else mx.fast.rms_norm(h, *explicit)
+        if explicit is None:
+            return h, h
+        gain, eps = explicit
+        return h, weightless_norm(h, eps) if gain is None else mx.fast.rms_norm(h, gain, eps)
 
 
 def due(h: mx.array, p: mx.array, post_norm: PostNorm | None) -> mx.array | Sum:

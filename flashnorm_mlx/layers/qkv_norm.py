@@ -12,7 +12,7 @@ from .. import fold
 from .attention import Gain, Norm
 from .heads import split_heads
 from .linear import stack_into
-from .norm import settled
+from .norm import settled, weightless_norm
 from .rope import Positions, Rotation
 
 
@@ -84,7 +84,7 @@ class QKVNormAttention(nn.Module):
             if self.shares:
                 return (q,)
             k = positions.rotate(mx.fast.rms_norm(k, self.k_norm["weight"], self.eps), None)
-            return q, k, mx.fast.rms_norm(v, None, self.eps)
+            return q, k, weightless_norm(v, self.eps)
         y = self._normed(y, s)
         tables = self.rotation.with_gain(positions.tables, self._gain())
         qk = self.rotation.rotate(y[:, :rotated], tables)

@@ -134,7 +134,7 @@ def check(case: Case) -> None:
     positions = np.arange(before, before + case.length)[:, None]
     angles = positions * 100.0 ** (-np.arange(0, case.rotary, 2) / case.rotary)
     layout = case.layout or default_layout(h, case.capacity)
-    step = step_row(case.appended, case.waiting, case.capacity, layout.splits, angles)
+    step = mx.array(step_row(case.appended, case.waiting, case.capacity, layout.splits, angles))
     a, new_tail, start = attend(
         qkv, kv, tail.flatten(), step, h, gains=gains if case.qk_norm else None, batch=case.batch, length=case.length,
         layout=case.layout,
