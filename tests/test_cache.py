@@ -266,3 +266,24 @@ def test_the_dtype_stays(dtype: mx.Dtype) -> None:
     fresh = KVCache()
     fresh.make_room(1, SHAPE, dtype)
     assert fresh.buffer is not None and fresh.buffer.dtype == dtype
+
+
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_reading_it_copies_nothing(part: str, tmp_path: Path) -> None:
+    """mlx-lm reads a cache's state behind every part of a prompt; an index alone would be a copy of all of it."""
+    rng = np.random.default_rng(0)
+    cache = KVCache()
+    for a in cache.update_and_fetch(*random_tokens(rng, 5)):
+        mx.eval(a)
+    mx.eval(cache.buffer)
+    mx.export_to_dot(str(tmp_path / "read.dot"), getattr(cache, part))
+    operations = {word for word in ("Gather", "Copy", "Contiguous") if word in (tmp_path / "read.dot").read_text()}
+    assert not operations
+
+
+def test_room_is_contiguous_zeros() -> None:
+    """A kernel that is given anything else has it copied at every step."""
+    cache = KVCache()
+    cache.make_room(1, SHAPE, mx.float16)
+    assert cache.buffer is not None and not mx.any(cache.buffer).item()
+    assert memoryview(cache.buffer).contiguous

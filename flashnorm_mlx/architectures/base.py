@@ -85,10 +85,13 @@ class Decoder(nn.Module):
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
         layers = self.layers
-        if self._step is not None and h.shape[0] * h.shape[1] >= MANY:
+        is_long = h.shape[0] * h.shape[1] >= MANY
+        if self._step is not None and is_long:
             layers = self._step.prompt_blocks
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
             h = self.step(i, layer, h, context, c)
+            if is_long and c is not None:
+                mx.async_eval(h)  # the device is at work while the host goes on to the next block
         return self.head(whole(h))
 
     def embed(self, ids: mx.array) -> mx.array:

@@ -16,6 +16,7 @@ from flashnorm_mlx.architectures import base
 from flashnorm_mlx.kernels.project import ACTIVATIONS
 from flashnorm_mlx.kernels.prompt import add_norm, covers, gate
 from flashnorm_mlx.layers import prompt
+from flashnorm_mlx.layers.norm import weightless_norm
 from flashnorm_mlx.loader import load_model
 
 EPS = 1e-5
@@ -58,6 +59,15 @@ def untraced(device: str) -> Iterator[str]:
         mx.disable_compile()
     yield device
     mx.enable_compile()
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_the_weightless_norm_is_mlxs(dtype: mx.Dtype) -> None:
+    x = mx.random.normal((3, 40), key=mx.random.key(2)).astype(dtype) * 0.01
+    want = mx.fast.rms_norm(x, None, 1e-5)
+    first_in_a_trace = mx.compile(lambda a: weightless_norm(a, 1e-5))
+    for got in (first_in_a_trace(x), weightless_norm(x, 1e-5)):
+        assert got.dtype == dtype and mx.array_equal(got, want).item()
 
 
 def test_rows_that_are_not_whole_chunks_are_not_covered() -> None:
