@@ -104,15 +104,16 @@ def ours(operation: Operation, setting: Setting) -> Callable[[mx.array, Any], mx
         return project(x.reshape(rows, -1), packed[id(part)], rows=rows, **epilogue)
 
     heads = Heads(setting.heads, setting.kv_heads, setting.head_dim, setting.head_dim**-0.5, setting.head_dim)
+    tail = mx.zeros(heads.tail_size(rows), setting.dtype)
 
     def attended(qkv: mx.array, part: KVCache) -> mx.array:
         if id(part) not in packed:
-            packed[id(part)] = mx.stack([part.keys, part.values])
-            mx.eval(packed[id(part)])
-        kv, past = packed[id(part)], setting.depth - 1
-        angles = np.full((1, setting.head_dim // 2), 0.5)
-        step = mx.array(step_row(past, 0, kv.shape[3], default_layout(heads, kv.shape[3]).splits, angles))
-        tail = mx.zeros(heads.tail_size(rows), setting.dtype)
+            kv, angles = mx.stack([part.keys, part.values]), np.full((1, setting.head_dim // 2), 0.5)
+            splits = default_layout(heads, kv.shape[3]).splits
+            step = mx.array(step_row(setting.depth - 1, 0, kv.shape[3], splits, angles)) * 1  # in the device's memory
+            packed[id(part)] = kv, step
+            mx.eval(kv, step, tail)
+        kv, step = packed[id(part)]
         y, _, start = attend(qkv.reshape(rows, -1), kv, tail, step, heads, batch=rows)
         return y.reshape(-1)[start:]
 

@@ -89,9 +89,10 @@ class Decoder(nn.Module):
         if self._step is not None and is_long:
             layers = self._step.prompt_blocks
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
-            h = self.step(i, layer, h, context, c)
+            before, h = h, self.step(i, layer, h, context, c)
             if is_long and c is not None:
-                mx.async_eval(h)  # the device is at work while the host goes on to the next block
+                mx.async_eval(h)  # the device is at work while the host goes on to the next block,
+                mx.eval(before)  # no further, for all that is under way is held in memory
         return self.head(whole(h))
 
     def embed(self, ids: mx.array) -> mx.array:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels import choice
-from ..kernels.prompt import add_norm, covers, gate
+from ..kernels import choice, prompt
 from .attention import Attention
 from .mlp import GatedMLP, gated_halves
 from .norm import PostNorm, Unnormed, add_clipped, weightless_norm
@@ -21,6 +20,8 @@ from .rope import Positions
 #: From so many tokens on, the device takes longer than the host.
 MANY = 1024
 
+#: Compiled, each length once, for calling a kernel on its own costs the host more than an operation of MLX's.
+add_norm, gate = mx.compile(prompt.add_norm), mx.compile(prompt.gate)
 
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
@@ -98,8 +99,8 @@ def whole(h: mx.array | Sum) -> mx.array:
 
 def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], measure: bool) -> bool:
     """Whether the kernel is to be used, for rows of ``dims`` numbers."""
-    if not measure or not covers(dims, dtype):
-        return covers(dims, dtype)
+    if not measure or not prompt.covers(dims, dtype):
+        return prompt.covers(dims, dtype)
     residual = mx.ones((2 * MANY, dims), dtype) if forms is JOINS else None
     x = mx.ones((2 * MANY, dims if forms is JOINS else 2 * dims), dtype)
     kind = str(dtype).removeprefix("mlx.core.")
