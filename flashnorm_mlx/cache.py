@@ -24,6 +24,9 @@ class KVCache(stock.KVCache):
     it bears the same name because prompt-cache files hold the class's name.
     """
 
+    #: Tokens in front of each sequence that are none; empty: there are no such.
+    padding: tuple[int, ...] = ()
+
     def __init__(self) -> None:
         self.buffer: mx.array | None = None
         #: The buffer's batch, capacity and dtype, which must agree between the layers of a model for a fused step.
@@ -49,7 +52,7 @@ class KVCache(stock.KVCache):
     def hold(self, buffer: mx.array | None) -> None:
         """Take over a buffer."""
         self.buffer = buffer
-        self.room = None if buffer is None else (buffer.shape[1], buffer.shape[3], str(buffer.dtype))
+        self.room = None if buffer is None else room_of(buffer)
 
     @property
     def appended(self) -> int:
@@ -88,7 +91,7 @@ class KVCache(stock.KVCache):
         self.settle()
         start, end = self.offset, self.offset + keys.shape[2]
         if self.buffer is None:
-            self.hold(room((2, *keys.shape[:2], self._size_for(end), keys.shape[3]), keys.dtype))
+            self.hold(room((2, *keys.shape[:2], size_for(end), keys.shape[3]), keys.dtype))
         self._reserve(end)
         assert self.buffer is not None
         self.buffer[0, ..., start:end, :] = keys
@@ -100,14 +103,7 @@ class KVCache(stock.KVCache):
         """Room for so many tokens."""
         assert self.buffer is not None
         if tokens > self.capacity:
-            more = self._size_for(tokens) - self.capacity
-            new = room((*self.buffer.shape[:3], more, self.buffer.shape[4]), self.buffer.dtype)
-            self.hold(mx.concatenate([self.buffer, new], axis=3))
-
-    def _size_for(self, tokens: int) -> int:
-        """A capacity. It doubles while it is small: each new one is a new graph to compile."""
-        step = self.step if tokens <= 4096 else 4096
-        return max(-(-tokens // step) * step, min(2 * self.capacity, 4096))
+            self.hold(grown(self.buffer, tokens))
 
     def _half(self, i: int) -> mx.array | None:
         """Keys or values, as a view: ``buffer[i]`` alone would be a copy."""
@@ -146,6 +142,11 @@ class KVCache(stock.KVCache):
         self.hold(None if keys is None else mx.stack([keys, values]))
         self.offset = offset[0] if offset else keys.shape[2]
 
+    @property
+    def end(self) -> int:
+        """How many tokens it has taken in."""
+        return self.offset
+
     def trim(self, n: int) -> int:
         n = min(self.offset, n)
         self.offset -= n
@@ -158,6 +159,26 @@ class KVCache(stock.KVCache):
     @property
     def nbytes(self) -> int:
         return sum(a.nbytes for a in (self.buffer, self.tail) if a is not None)
+
+
+def room_of(buffer: mx.array) -> tuple[int, int, str]:
+    """A buffer's batch, capacity and dtype."""
+    return buffer.shape[1], buffer.shape[3], str(buffer.dtype)
+
+
+def size_for(tokens: int, capacity: int = 0) -> int:
+    """A capacity, where there was another. It doubles while it is small: each new one is a new graph to compile."""
+    step = KVCache.step if tokens <= 4096 else 4096
+    return max(-(-tokens // step) * step, min(2 * capacity, 4096), KVCache.step)
+
+
+def grown(buffer: mx.array, tokens: int) -> mx.array:
+    """A buffer ``[..., capacity, head_dim]`` with room for so many tokens."""
+    capacity, dims = buffer.shape[-2:]
+    if tokens <= capacity:
+        return buffer
+    more = room((*buffer.shape[:-2], size_for(tokens, capacity) - capacity, dims), buffer.dtype)
+    return mx.concatenate([buffer, more], axis=-2)
 
 
 def room(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
