@@ -70,7 +70,7 @@ def test_control_a_tail_that_is_not_appended(tmp_path: Path, device: str, monkey
 def test_control_other_angles(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = decode.step_row
 
-    monkeypatch.setattr(decode, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
+    monkeypatch.setattr(decode, "step_row", lambda *given: original(*given[:4], given[4] * 1.1, *given[5:]))
     assert control_error(checkpoint(tmp_path / "m")) > 1e-3
 
 

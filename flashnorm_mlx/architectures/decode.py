@@ -48,12 +48,12 @@ class DecodeStep:
         for layer in model.layers:
             self.blocks.append(layer.fused(dtype, pending))
             pending = layer.parts.mlp_post_norm
-        args, embedding = model.args, model.embedding
-        tied = args.tie_word_embeddings
-        self.head = Projection(embedding if tied else model.lm_head, dtype, model.stack.norm, pending=pending)
-        self.embedding = self.head if tied else Projection(embedding, dtype)
+        args, first, *rest = model.args, *model.tables
+        self.head = Projection(model.output, dtype, model.stack.norm, pending=pending)
+        self.tables = [self.head if first is model.output else Projection(first, dtype)]
+        self.tables += [Projection(table, dtype) for table in rest]
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
-        kinds = [(block.rotation, block.heads.window) for block in self.blocks]
+        kinds = [(block.rotation, block.heads.window, block.heads.growth) for block in self.blocks]
         self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind
         self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.dtype, self.measure = dtype, measure
@@ -75,6 +75,8 @@ class DecodeStep:
             self.seen[rows] += 1
             return False
         if not all(self.is_known(c, block) for c, block in zip(cache, self.blocks, strict=True)):
+            return False
+        if any(cache[0].offset + ids.shape[1] > table.packed.rows for table in self.tables[1:]):
             return False
         for c in cache:
             if type(c) is stock.KVCache:
@@ -146,23 +148,33 @@ class DecodeStep:
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)
-        positions = np.arange(cache[0].offset, cache[0].offset + length, dtype=np.float32)[:, None]
+        positions = np.arange(cache[0].offset, cache[0].offset + length, dtype=np.float32)
         steps = []
         for c, block in ((cache[i], self.blocks[i]) for i in self.groups):
             splits = default_layout(block.heads, c.capacity).splits
-            angles = positions * np.float32(block.rotation.inv_freq)
-            steps.append(step_row(c.appended, c.waiting, c.capacity, splits, angles, block.rotation.factor))
-        logits, tails = self.compiled(ids, steps, [c.buffer for c in cache], [c.tail for c in cache])
+            angles, factor = positions[:, None] * np.float32(block.rotation.inv_freq), block.rotation.factor
+            queries = block.heads.query_factors(positions)
+            steps.append(step_row(c.appended, c.waiting, c.capacity, splits, angles, factor, queries))
+        places = [ids] + [mx.array(np.tile(np.int32(positions), (batch, 1))) for _ in self.tables[1:]]
+        logits, tails = self.compiled(places, steps, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
         return logits
 
     def run(
-        self, ids: mx.array, steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
+        self, places: list[mx.array], steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
     ) -> tuple[mx.array, list[mx.array]]:
-        """The step itself, pure: cache and tails in, logits and new tails out."""
+        """The step itself, pure: cache and tails in, logits and new tails out.
+
+        Args:
+            places: which rows of each of the model's tables are looked up; the ids, first.
+        """
+        (ids, *others), (first, *rest) = places, self.tables
         batch, length = ids.shape
-        h = Residual(embed(ids, self.embedding.packed, factor=self.embedding_factor))
+        x = embed(ids, first.packed, factor=self.embedding_factor)
+        for rows, table in zip(others, rest, strict=True):
+            x = embed(rows, table.packed, residual=x)
+        h = Residual(x)
         new: list[Any] = []
         for block, kind, kv, tail in zip(self.blocks, self.group_of, kvs, tails, strict=True):
             h, tail = block(h, kv, tail, steps[kind], batch=batch, length=length)

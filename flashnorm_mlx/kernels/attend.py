@@ -20,7 +20,13 @@ SHORT = 1024
 
 @dataclass(frozen=True)
 class Heads:
-    """What of a layer's attention the kernel needs to know."""
+    """What of a layer's attention the kernel needs to know.
+
+    Args:
+        qk_norm: what the QK-norm is: ``head``, an RMSNorm of each head; ``layer``, a LayerNorm without bias of each;
+            ``all``, one RMSNorm of all heads of q, and one of all of k.
+        growth: β and n of queries that grow with their position: ``1 + β · ln(1 + floor(position / n))`` times.
+    """
 
     heads: int
     kv_heads: int
@@ -29,13 +35,22 @@ class Heads:
     rotary_dims: int
     traditional: bool = False
     qk_norm_eps: float | None = None
+    qk_norm: str = "head"
     softcap: float | None = None
     window: int | None = None
+    growth: tuple[float, float] | None = None
 
     def check(self) -> None:
         """Raise :class:`Uncovered` for a shape that the kernel has no form for."""
-        if self.head_dim not in (64, 80, 96, 112, 128, 192, 256):
+        if self.head_dim not in (64, 80, 96, 112, 128, 160, 192, 256):
             raise Uncovered(f"a head_dim of {self.head_dim}")
+
+    def query_factors(self, positions: np.ndarray) -> np.ndarray:
+        """What queries are multiplied by that stand at ``positions``."""
+        if self.growth is None:
+            return np.ones_like(positions)
+        beta, original = self.growth
+        return 1 + beta * np.log1p(np.floor(positions / original))
 
     def tail_size(self, batch: int) -> int:
         """Elements of a tail: ``[2, batch, kv_heads, TAIL, head_dim]``."""
@@ -66,18 +81,26 @@ def default_layout(h: Heads, capacity: int) -> Layout:
 
 
 def step_row(
-    appended: int, waiting: int, capacity: int, splits: int, angles: np.ndarray, factor: float = 1.0
+    appended: int,
+    waiting: int,
+    capacity: int,
+    splits: int,
+    angles: np.ndarray,
+    factor: float = 1.0,
+    query_factors: np.ndarray | None = None,
 ) -> mx.array:
-    """What the kernels need to know of a step, float32 ``[4 + length·rotary_dims]``: see ``attend.msl``.
+    """What the kernels need to know of a step, float32 ``[4 + length·(rotary_dims + 1)]``: see ``attend.msl``.
 
     Args:
         appended: tokens in the cache's buffer; ``waiting``: tokens in its tail; ``capacity``: room in the buffer.
         splits: of the layout.
         angles: RoPE's, of the new tokens ``[length, rotary_dims / 2]``.
         factor: what RoPE multiplies the channels by that it rotates.
+        query_factors: what each new token's query is multiplied by besides ``[length]``; None: 1.
     """
-    tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
-    return mx.array(np.concatenate([np.float32([appended, waiting, capacity, splits]), np.float32(tables).ravel()]))
+    counts, tables = [appended, waiting, capacity, splits], np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    queries = np.ones(len(angles)) if query_factors is None else query_factors
+    return mx.array(np.concatenate([counts, (tables * factor).ravel(), queries]).astype(np.float32))
 
 
 def attend(
@@ -99,7 +122,7 @@ def attend(
         kv: the cache ``[2, batch, kv_heads, capacity, head_dim]``.
         tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
         step: see :func:`step_row`.
-        gains: of the QK-norm, ``[2, head_dim]`` float32.
+        gains: of the QK-norm, float32: q's and k's ``[2, head_dim]``, or each head's ``[heads + kv_heads, head_dim]``.
         layout: None: one that suits the cache's capacity. ``group · simdgroups`` is at most 32.
 
     Returns:
@@ -123,6 +146,8 @@ def attend(
         "RD": h.rotary_dims,
         "HALVES": not h.traditional,
         "QKNORM": h.qk_norm_eps is not None,
+        "CENTRED": h.qk_norm == "layer",
+        "JOINT": h.qk_norm == "all",
         "EPS": dialect.bits_of(h.qk_norm_eps or 0.0),
         "SCALE": dialect.bits_of(h.scale * (1.0 if h.softcap else log2e)),
         "SOFTCAP": dialect.bits_of(h.softcap or 0.0),
@@ -134,6 +159,7 @@ def attend(
         "SPLIT": splits > 1,
     }
     rows, start = batch * length, h.tail_size(batch)
+    each = gains is not None and gains.size > 2 * d
     inputs = {"qkv": qkv, "kv": kv, "tail": tail, "step": step} | ({} if gains is None else {"gains": gains})
     y = dialect.launch(
         "attend",
@@ -143,7 +169,10 @@ def attend(
         threadgroup=(32, simdgroups, 1),
         shape=(h.output_size(batch, length, layout, qkv.dtype),),
         dtype=qkv.dtype,
-        defines={"QGAIN": "step", "KGAIN": "step"} if gains is None else {"QGAIN": "gains", "KGAIN": "(gains + D)"},
+        defines={
+            "QGAIN": "step" if gains is None else "(gains + (head + g) * D)" if each else "gains",
+            "KGAIN": "step" if gains is None else "(gains + (H + key_head) * D)" if each else "(gains + D)",
+        },
     )
     if splits == 1:
         return y, y, start
