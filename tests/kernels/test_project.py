@@ -126,6 +126,7 @@ def run(case: Case, eps: float = EPS) -> Result:
         softcap=case.softcap,
         residual=residual,
         pending=pending,
+        post_eps=eps if case.pending else None,
         x_offset=case.offset,
         variant=case.variant(),
     )
