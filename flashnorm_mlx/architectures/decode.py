@@ -48,10 +48,9 @@ class DecodeStep:
         for layer in model.layers:
             self.blocks.append(layer.fused(dtype, pending))
             pending = layer.parts.mlp_post_norm
-        args, first, *rest = model.args, *model.tables
-        self.head = Projection(model.output, dtype, model.stack.norm, pending=pending)
-        self.tables = [self.head if first is model.output else Projection(first, dtype)]
-        self.tables += [Projection(table, dtype) for table in rest]
+        args, output = model.args, model.output
+        self.head = Projection(output, dtype, model.stack.norm, pending=pending)
+        self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
         kinds = [(block.rotation, block.heads.window, block.heads.growth) for block in self.blocks]
         self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind

@@ -74,7 +74,7 @@ def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
     out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}
     dense = all(a.ndim <= 2 for a in weights)
-    if dense and all(hasattr(layer, "fused") for layer in model.layers):
+    if dense and type(model).fuse is Decoder.fuse:  # the others have none
         fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS + len(model.tables) - 1
         explicit = sum(isinstance(module, BaselineNorm | PostNorm | LayerNorm) for _, module in model.named_modules())
         out |= {"baseline": fused + explicit, "flashnorm": fused, "none": fused}
