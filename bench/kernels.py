@@ -33,7 +33,7 @@ from random_model import read_shape, shape_name
 from record import results_folder, save_row
 from stopwatch import Stopwatch
 
-from flashnorm_mlx.kernels.attend import Heads, attend, default_layout, step_row
+from flashnorm_mlx.kernels.attend import Heads, attend, default_layout, step_rows
 from flashnorm_mlx.kernels.packed import pack
 from flashnorm_mlx.kernels.project import project
 
@@ -108,9 +108,9 @@ def ours(operation: Operation, setting: Setting) -> Callable[[mx.array, Any], mx
 
     def attended(qkv: mx.array, part: KVCache) -> mx.array:
         if id(part) not in packed:
-            kv, angles = mx.stack([part.keys, part.values]), np.full((1, setting.head_dim // 2), 0.5)
+            kv, angles = mx.stack([part.keys, part.values]), np.full((rows, 1, setting.head_dim // 2), 0.5)
             splits = default_layout(heads, kv.shape[3]).splits
-            step = mx.array(step_row(setting.depth - 1, 0, kv.shape[3], splits, angles)) * 1  # in the device's memory
+            step = mx.array(step_rows(setting.depth - 1, 0, kv.shape[3], splits, angles)) * 1  # in the device's memory
             packed[id(part)] = kv, step
             mx.eval(kv, step, tail)
         kv, step = packed[id(part)]

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from checkpoints import random_weights, relative_error, stock_model, tiny_config, write_checkpoint
+from checkpoints import random_weights, relative_error, stock_model, tiny_config
 from kernel_runs import on_device
+from layer_norms import FAMILIES as LAYER_NORMS
+from layer_norms import skewed
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import quantize_model
@@ -25,13 +27,20 @@ SHORT: list[Action] = [("prompt", 9), *[("step", 1)] * 4]
 
 SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "rms_norm_eps": 1e-4}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
-OPENELM = {
-    "model_dim": 128,
-    "num_transformer_layers": 2,
-    "num_query_heads": [2, 4],
-    "num_kv_heads": [1, 2],
-    "ffn_multipliers": [0.5, 1.5],
-    "rms_norm_eps": 1e-4,
+OWN_SIZES: dict[str, dict[str, Any]] = {
+    "openelm": {
+        "model_dim": 128,
+        "num_transformer_layers": 2,
+        "num_query_heads": [2, 4],
+        "num_kv_heads": [1, 2],
+        "ffn_multipliers": [0.5, 1.5],
+        "rms_norm_eps": 1e-4,
+        "head_dim": 64,
+    },
+    "qwen2": {**SIZES, **HEADS},
+    "gpt2": {"n_embd": 128, "n_layer": 2, "n_head": 2, "n_positions": 128, "layer_norm_epsilon": 1e-4},
+    "stablelm": {**SIZES, **HEADS, "layer_norm_eps": 1e-4},
+    "olmo": {"d_model": 128, "n_layers": 2, "n_heads": 2, "mlp_hidden_size": 384},
 }
 
 
@@ -47,14 +56,12 @@ def untraced(name: str) -> Iterator[str]:
 
 def checkpoint(folder: Path, family: str = "llama", bits: int | None = None, **overrides: Any) -> Path:
     """Heads of 64, as the kernels have them. Quantised as mlx_lm.convert -q does it."""
-    sizes = OPENELM if family == "openelm" else {**SIZES, **HEADS}
-    options = {**sizes, **({} if family == "qwen2" else {"head_dim": 64}), **overrides}
-    if bits is None:
-        return write_checkpoint(folder, family, tokenizer=False, **options)
-    config = tiny_config(family, **options)
+    config = tiny_config(family, **{**OWN_SIZES.get(family, {**SIZES, **HEADS, "head_dim": 64}), **overrides})
     model = stock_model(config)
-    model.load_weights(list(random_weights(model).items()))
-    model, config = quantize_model(model, config, 32, bits)
+    weights = random_weights(model)
+    model.load_weights(list((skewed(weights) if family in LAYER_NORMS else weights).items()))
+    if bits is not None:
+        model, config = quantize_model(model, config, 32, bits)
     folder.mkdir()
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(config))

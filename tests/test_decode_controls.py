@@ -68,9 +68,9 @@ def test_control_a_tail_that_is_not_appended(tmp_path: Path, device: str, monkey
 
 
 def test_control_other_angles(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = steps.step_row
+    original = steps.step_rows
 
-    monkeypatch.setattr(steps, "step_row", lambda *given: original(*given[:-1], given[-1] * 1.1))
+    monkeypatch.setattr(steps, "step_rows", lambda *given: original(*given[:4], given[4] * 1.1, *given[5:]))
     assert control_error(checkpoint(tmp_path / "m")) > 1e-3
 
 

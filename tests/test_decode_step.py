@@ -21,7 +21,7 @@ from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
-from flashnorm_mlx.kernels.attend import default_layout, step_row
+from flashnorm_mlx.kernels.attend import default_layout, step_rows
 from flashnorm_mlx.kernels.packed import Uncovered
 from flashnorm_mlx.loader import load_model
 
@@ -105,10 +105,24 @@ def test_steps_are_the_models_own_and_stock_mlx_lms(
         assert error(got, run(load_stock(path)[0], plan)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "openelm"])
-def test_five_launches_a_layer(family: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one each for the embeddings and the head; nothing that could have been computed at load time."""
-    model = fused(checkpoint(tmp_path / "m", family, 4))
+@pytest.mark.parametrize(
+    ("family", "bits", "options"),
+    [
+        *[(family, 4, {}) for family in ("llama", "qwen3", "gemma2", "gemma3_text", "openelm", "olmo2", "ministral3")],
+        *[(family, None, {}) for family in ("gpt2", "stablelm", "olmo")],
+        ("stablelm", None, {"use_parallel_residual": True, "qk_layernorm": True}),
+    ],
+)
+def test_five_launches_a_layer(
+    family: str,
+    bits: int | None,
+    options: dict[str, Any],
+    tmp_path: Path,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And one for each table and the head; nothing that could have been computed at load time, no norm beside them."""
+    model = fused(checkpoint(tmp_path / "m", family, bits, **options))
     launches: list[str] = []
     original = dialect.launch
     monkeypatch.setattr(
@@ -121,9 +135,12 @@ def test_five_launches_a_layer(family: str, tmp_path: Path, device: str, monkeyp
         for b, c in zip(step.blocks, caches, strict=True)
     ]
     turned = [(caches[i].capacity, step.blocks[i].rotation.dims // 2) for i in step.groups]
-    rows = [mx.array(step_row(0, 0, capacity, 1, np.zeros((1, pairs)))) for capacity, pairs in turned]
-    step.run(mx.zeros((1, 1), mx.int32), rows, [c.buffer for c in caches], tails)
-    assert launches == ["embed"] + ["project", "attend", "project", "project", "project"] * 2 + ["project"]
+    rows = [mx.array(step_rows(0, 0, capacity, 1, np.zeros((1, 1, pairs)))) for capacity, pairs in turned]
+    places = [mx.zeros((1, 1), mx.int32)] * len(model.tables)
+    assert all(p.prepare is None for block in step.blocks for p in block.projections)
+    step.run(places, rows, [c.buffer for c in caches], tails)
+    block = ["project", "project", "attend"] if "use_parallel_residual" in options else ["project", "attend", "project"]
+    assert launches == ["embed"] * len(places) + [*block, "project", "project"] * 2 + ["project"]
     for block in step.blocks:
         if block.gains is not None:
             mx.export_to_dot(str(tmp_path / "gains.dot"), block.gains)

@@ -19,9 +19,7 @@ from test_models import SCALED, SLIDING, TOLERANCE, YARN, ids_for, token_by_toke
 
 from flashnorm_mlx import FlashNormError, architectures
 from flashnorm_mlx.architectures import ministral3, olmo2, phi3
-from flashnorm_mlx.kernels.packed import Uncovered
 from flashnorm_mlx.layers import attention, longrope, norm, rope, yarn
-from flashnorm_mlx.loader import load_model
 
 LONGROPE = phi3.TINY["rope_scaling"]
 UNSCALED = {"rope_parameters": SCALED | {"llama_4_scaling_beta": 0.0}}
@@ -195,19 +193,6 @@ def test_steps_by_kernels_are_stock_mlx_lms(family: str, options: dict[str, Any]
     plan = [("prompt", 9), *[("step", 1)] * 4]
     assert error(run(model, plan), run(load_stock(path)[0], plan)) <= TOLERANCE
     assert model.kernels == "fused"
-
-
-@pytest.mark.parametrize(
-    ("family", "reason"), [("olmo2", "a QK-norm over all heads"), ("ministral3", "queries scaled by position")]
-)
-def test_what_no_kernel_covers_is_said(family: str, reason: str, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "m", family)
-    model = load_model(path, kernels="reference")
-    with pytest.raises(Uncovered, match=f"^{reason}$"):
-        model.fuse()
-    plan = [("prompt", 9), ("step", 1)]
-    assert error(run(model, plan), run(load_stock(path)[0], plan)) <= TOLERANCE
-    assert model.kernels == "reference"
 
 
 def test_a_quantised_cache_behind_a_soft_cap_is_refused() -> None:

@@ -65,6 +65,32 @@ def test_some_operations_in_plain_form(
     assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
 
 
+@pytest.mark.parametrize("plain", ["normed", "added", "through gelu_pytorch_tanh", "project"])
+def test_an_activation_without_a_gate_in_plain_form(
+    plain: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choice(operation: str, forms: Mapping[str, Any], x: mx.array, residual: mx.array | None) -> str:
+        kernel, other = (form(x, residual) for form in forms.values())
+        assert kernel.dtype == other.dtype and error([kernel], [other]) <= 5e-6
+        return "plain" if plain in operation else "kernel"
+
+    monkeypatch.setattr(fused, "fastest", choice)
+    path = checkpoint(tmp_path / "m", "gpt2")
+    model = load_model(path, kernels="reference")
+    model.fuse(measure=True)
+    chosen = [1 in p.plain_for for p in [*model._step.blocks[0].projections, model._step.head]]
+    assert (
+        chosen
+        == {
+            "normed": [True, False, True, False, True],
+            "added": [False, True, False, True, False],
+            "through gelu_pytorch_tanh": [False, False, True, False, False],
+            "project": [True] * 5,
+        }[plain]
+    )
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
+
+
 def test_kernels_that_fail_are_replaced_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(*args: Any, **options: Any) -> mx.array:
         raise RuntimeError("no compiler here\nand much more")

@@ -59,7 +59,14 @@ def test_a_cache_is_read_and_idle_experts_are_not() -> None:
 
 
 def test_a_family_without_kernels_has_no_fused_arms() -> None:
-    assert set(footprint(tiny_config("gpt2")).launches) == {"mlx-lm", "mlx-lm, no norms"}
+    for family in ("gemma4_text", "deepseek_v2"):
+        assert set(footprint(tiny_config(family)).launches) == {"mlx-lm", "mlx-lm, no norms"}
+
+
+def test_a_table_of_positions_is_a_launch_more_and_a_layer_norm_is_taken_off() -> None:
+    """GPT-2's three layers: two norms each, and the last."""
+    launches = footprint(tiny_config("gpt2")).launches
+    assert (launches["flashnorm"], launches["baseline"]) == (3 * 5 + 4, 3 * 7 + 5)
 
 
 # ---- predictions ------------------------------------------------------------------------------------------------

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashnorm_mlx.architectures.steps import Steps
-from flashnorm_mlx.kernels.attend import TAIL, Heads, default_layout, step_row
+from flashnorm_mlx.kernels.attend import TAIL, Heads, default_layout, step_rows
 from flashnorm_mlx.layers.rope import Rotation
 
-HEADS = Heads(6, 2, 64, scale=0.125, rotary_dims=10)
+HEADS = Heads(6, 2, 64, scale=0.125, rotary_dims=10, growth=(0.3, 5.0))
 ROTATION = Rotation(64, 100.0 ** (-np.arange(5) / 5), factor=1.25)
 
 
-def alone(appended: int, waiting: int, capacity: int, position: int, length: int) -> np.ndarray:
-    angles = np.arange(position, position + length, dtype=np.float32)[:, None] * np.float32(ROTATION.inv_freq)
-    splits = default_layout(HEADS, capacity).splits
-    return step_row(appended, waiting, capacity, splits, angles, ROTATION.factor)
+def alone(
+    appended: int, waiting: int, capacity: int, end: int, length: int, padding: tuple[int, ...]
+) -> list[np.ndarray]:
+    rows = []
+    for none in padding:
+        positions = np.arange(end - none, end - none + length, dtype=np.float32)
+        angles = positions[:, None] * np.float32(ROTATION.inv_freq)
+        splits, queries = default_layout(HEADS, capacity).splits, HEADS.query_factors(positions)
+        rows.append(step_rows(appended, waiting, capacity, splits, angles[None], ROTATION.factor, queries[None], none))
+    return rows
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from(["step", "trim", "grow", "shift"]), st.integers(1, 8)), max_size=60))
-def test_rows_are_those_of_each_step(actions: list[tuple[str, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(["step", "trim", "grow", "shift", "pad"]), st.integers(1, 8)), max_size=60),
+    st.sampled_from([(0,), (3, 0, 40)]),
+)
+def test_rows_are_those_of_each_step(actions: list[tuple[str, int]], padding: tuple[int, ...]) -> None:
     steps = Steps(HEADS, ROTATION)
     appended, waiting, capacity, moved = 40, 0, 256, 0
     for action, n in actions:
@@ -34,13 +42,16 @@ def test_rows_are_those_of_each_step(actions: list[tuple[str, int]]) -> None:
             capacity *= 2
         elif action == "shift":  # a window that has moved on: positions run ahead of what is in the buffer
             moved += n
+        elif action == "pad":
+            padding = (n, *padding[1:])
         else:
             if waiting + n > TAIL:
                 appended, waiting = appended + waiting, 0
             position = appended + waiting + moved
-            got = steps(appended, waiting, capacity, position, n)
-            assert got.shape == (1, 4 + 10 * n)
-            np.testing.assert_array_equal(np.array(got)[0], alone(appended, waiting, capacity, position, n))
+            step = appended, waiting, capacity, position, n, padding
+            got = np.array(steps(*step)).reshape(len(padding), -1)
+            assert got.shape[1] % 4 == 0, "rows are read 16 bytes at a time"
+            np.testing.assert_array_equal(got, np.concatenate(alone(*step)))
             waiting += n
 
 
@@ -50,13 +61,5 @@ def test_rows_go_to_the_device_once_a_tail(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Steps, "_write", lambda self, *a: written.append(a) or original(self, *a))
     steps = Steps(HEADS, ROTATION)
     for i in range(3 * TAIL):
-        steps(i // TAIL * TAIL, i % TAIL, 256, i, 1)
+        steps(i // TAIL * TAIL, i % TAIL, 256, i, 1, (0,))
     assert len(written) == 3
-
-
-def test_a_row_is_read_16_bytes_at_a_time() -> None:
-    steps = Steps(HEADS, ROTATION)
-    for i in range(3):
-        row = steps(0, i, 256, i, 1)
-        mx.eval(row)
-        assert steps.rows.shape[1] * 4 % 16 == 0

@@ -123,8 +123,7 @@ class Decoder(nn.Module):
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
-        layer = self.embedding if self.args.tie_word_embeddings else self.lm_head
-        logits = settled(*self.stack.norm(h, layer))
+        logits = settled(*self.stack.norm(h, self.output))
         cap = self.args.final_logit_softcapping
         return logits if cap is None else mx.tanh(logits / cap) * cap
 
@@ -135,6 +134,17 @@ class Decoder(nn.Module):
     @property
     def embedding(self) -> nn.Module:
         layer: nn.Module = getattr(self.stack, self.EMBEDDING)
+        return layer
+
+    @property
+    def tables(self) -> tuple[nn.Module, ...]:
+        """Whose rows are added up in front of the blocks: the tokens' and, if there is another, the positions'."""
+        return (self.embedding,)
+
+    @property
+    def output(self) -> nn.Module:
+        """The head's layer: of its own, or the embedding table."""
+        layer: nn.Module = self.embedding if self.args.tie_word_embeddings else self.lm_head
         return layer
 
     @property

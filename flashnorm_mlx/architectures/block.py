@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ..layers.attention import Attention
 from ..layers.fused import FusedBlock
-from ..layers.mlp import GatedMLP
+from ..layers.layernorm import LayerNorm
 from ..layers.norm import PostNorm, Unnormed, add_clipped
 from ..layers.prompt import PromptBlock
 from ..layers.rope import Positions, Rotation
@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     """A block's modules; where the family has no norm in front, it is an Unnormed, and one behind is None."""
 
     attention: Attention
-    mlp: GatedMLP
+    mlp: Any
     attention_norm: Any
     mlp_norm: Any
     attention_post_norm: PostNorm | None
@@ -58,7 +58,7 @@ class Block(nn.Module):
     def __init__(
         self,
         attention: Attention,
-        mlp: GatedMLP,
+        mlp: nn.Module,
         norm: Norm,
         names: Names = PRE_NORM,
         post_norm: Callable[[], PostNorm] | None = None,
@@ -107,8 +107,10 @@ class Block(nn.Module):
         """
         return FusedBlock(*self.parts, dtype=dtype, pending=pending)
 
-    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock:
+    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock | nn.Module:
         """The same block for many tokens, once it is fused."""
+        if not self.parts.mlp.gated or isinstance(self.parts.attention_norm, LayerNorm):
+            return self
         return PromptBlock(*self.parts, kind=self.kind, dtype=dtype, measure=measure)
 
 

@@ -10,8 +10,10 @@ from weakref import ref
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models import cache as stock
 
+from ..batched import BatchKVCache
 from ..cache import KVCache
 from ..kernels.attend import SHORT, default_layout
 from ..kernels.embed import embed
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
     from .base import Decoder
 
 
-Cache = KVCache | RotatingKVCache
+Cache = KVCache | RotatingKVCache | BatchKVCache
+
+#: mlx-lm's caches, and ours that take their place.
+OURS: dict[type, type[Cache]] = {
+    stock.KVCache: KVCache,
+    stock.RotatingKVCache: RotatingKVCache,
+    stock.BatchKVCache: BatchKVCache,
+}
 
 #: So many passes over the same number of tokens, more than one, are made without kernels: a short prompt is not worth
 #: having them compiled, the steps of a batch or of speculative decoding are.
@@ -48,12 +57,11 @@ class DecodeStep:
         for layer in model.layers:
             self.blocks.append(layer.fused(dtype, pending))
             pending = layer.parts.mlp_post_norm
-        args, embedding = model.args, model.embedding
-        tied = args.tie_word_embeddings
-        self.head = Projection(embedding if tied else model.lm_head, dtype, model.stack.norm, pending=pending)
-        self.embedding = self.head if tied else Projection(embedding, dtype)
+        args, output = model.args, model.output
+        self.head = Projection(output, dtype, model.stack.norm, pending=pending)
+        self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
-        kinds = [(block.rotation, block.heads.window) for block in self.blocks]
+        kinds = [(block.rotation, block.heads.window, block.heads.growth) for block in self.blocks]
         self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind
         self.rows = [Steps(block.heads, block.rotation) for block in (self.blocks[i] for i in self.groups)]
         self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
@@ -78,14 +86,19 @@ class DecodeStep:
         if not all(self.is_known(c, block) for c, block in zip(cache, self.blocks, strict=True)):
             return False
         for c in cache:
-            if type(c) is stock.KVCache:
-                KVCache.adopt(c)
-            elif type(c) is stock.RotatingKVCache:
-                RotatingKVCache.adopt(c)
+            if type(c) in OURS:
+                OURS[type(c)].adopt(c)
+        first = cache[0]
+        if any(first.end + ids.shape[1] > table.packed.rows for table in self.tables[1:]):
+            return False
+        if any(padding > first.end for padding in first.padding):  # new tokens that are none see nothing
+            return False
         batch, length = ids.shape
         for c, group in zip(cache, self.group_of, strict=True):
             like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
-            if (c.offset, c.waiting) != (cache[0].offset, cache[0].waiting) or not c.fits(batch, self.dtype):
+            if (c.end, c.waiting, c.padding) != (first.end, first.waiting, first.padding) or not c.fits(
+                batch, self.dtype
+            ):
                 return False
             if (type(c), c.appended, c.room) != (type(like), like.appended, like.room):
                 return False
@@ -97,7 +110,7 @@ class DecodeStep:
         """Whether a layer's cache is of a kind that holds what its attention sees."""
         if type(cache) in (RotatingKVCache, stock.RotatingKVCache):
             return (cache.keep, cache.max_size) == (0, block.heads.window)
-        return type(cache) in (KVCache, stock.KVCache)
+        return type(cache) in (KVCache, stock.KVCache, BatchKVCache, stock.BatchKVCache)
 
     @cached_property
     def prompt_blocks(self) -> list[nn.Module]:
@@ -147,21 +160,32 @@ class DecodeStep:
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)
+        padding = cache[0].padding or (0,) * batch
         steps = [
-            rows(c.appended, c.waiting, c.capacity, cache[0].offset, length)
+            rows(c.appended, c.waiting, c.capacity, c.end, length, padding)
             for rows, c in zip(self.rows, (cache[i] for i in self.groups), strict=True)
         ]
-        logits, tails = self.compiled(ids, steps, [c.buffer for c in cache], [c.tail for c in cache])
+        positions = np.arange(cache[0].end, cache[0].end + length, dtype=np.int32) - np.int32(padding)[:, None]
+        places = [ids] + [mx.array(positions) for _ in self.tables[1:]]
+        logits, tails = self.compiled(places, steps, [c.buffer for c in cache], [c.tail for c in cache])
         for c, tail in zip(cache, tails, strict=True):
             c.wait(tail, length)
         return logits
 
     def run(
-        self, ids: mx.array, steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
+        self, places: list[mx.array], steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
     ) -> tuple[mx.array, list[mx.array]]:
-        """The step itself, pure: cache and tails in, logits and new tails out."""
+        """The step itself, pure: cache and tails in, logits and new tails out.
+
+        Args:
+            places: which rows of each of the model's tables are looked up; the ids, first.
+        """
+        (ids, *others), (first, *rest) = places, self.tables
         batch, length = ids.shape
-        h = Residual(embed(ids, self.embedding.packed, factor=self.embedding_factor))
+        x = embed(ids, first.packed, factor=self.embedding_factor)
+        for rows, table in zip(others, rest, strict=True):
+            x = embed(rows, table.packed, residual=x)
+        h = Residual(x)
         new: list[Any] = []
         for block, kind, kv, tail in zip(self.blocks, self.group_of, kvs, tails, strict=True):
             h, tail = block(h, kv, tail, steps[kind], batch=batch, length=length)

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import KVCache
 
 from ..errors import FlashNormError
-from ..layers.attention import QKV
-from ..layers.heads import attend, split_heads
+from ..layers import attention
+from ..layers.heads import split_heads
 from ..layers.norm import settled
+from ..layers.rope import Positions, Rotation
 from ..plan import Fold, Stored, Writer
 from . import config as base
 from . import layernorm
-from .block import Norm
+from .block import Block, Names, Norm
 
 _LAYER_NORM: dict[str, Any] = {"parameters": ("weight", "bias"), "centres": True}
 
@@ -38,6 +38,8 @@ FOLDS = (
     ),
     Fold("model.ln_f", into=("lm_head",), scale="deferred: onto the logits, in front of their bias", **_LAYER_NORM),
 )
+
+NAMES = Names(attention="attn", attention_norm="ln_1", mlp_norm="ln_2")
 
 WRITERS = (
     Writer("model.wte", is_table=True),
@@ -92,6 +94,9 @@ class Config(layernorm.Config):
             raw = {**raw, "n_inner": 4 * width}
         return super().from_dict(raw)
 
+    def rope(self, index: int) -> tuple[int, float, dict | None]:
+        return 0, self.rope_theta, None
+
     def for_stock(self) -> dict[str, Any]:
         return {"n_ctx": self.max_position_embeddings}
 
@@ -107,49 +112,48 @@ class Config(layernorm.Config):
             base.fail("tie_word_embeddings is false, or lm_head.weight is in the files: gpt2's head is its table wte")
 
 
-class Attention(nn.Module):
-    """Multi-head attention behind one projection of q, k and v."""
+class Attention(attention.Attention):
+    """Multi-head attention without RoPE, with both projections under their names here."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.head_dim = hidden_size // num_heads
-        self.c_attn = nn.Linear(hidden_size, 3 * hidden_size)
-        self.c_proj = nn.Linear(hidden_size, hidden_size)
+    def __init__(self, hidden_size: int, num_heads: int, rotation: Rotation) -> None:
+        super().__init__(hidden_size, num_heads, num_heads, rotation, fused=True, qkv_bias=True, o_bias=True)
+        self.c_attn, self.c_proj = self.pop("qkv_proj"), self.pop("o_proj")
 
-    def qkv(self, norm: nn.Module, h: mx.array) -> QKV:
+    def qkv(self, norm: attention.Norm, h: mx.array, positions: Positions) -> attention.QKV:
         """Norm → project: ``[batch, heads, length, head_dim]`` each."""
         q, k, v = mx.split(split_heads(settled(*norm(h, self.c_attn)), self.head_dim), 3, axis=1)
         return q, k, v
 
+    @property
+    def qkv_layers(self) -> tuple[nn.Module, ...]:
+        return (self.c_attn,)
+
+    @property
+    def o_proj(self) -> nn.Linear:  # type: ignore[override]
+        return self.c_proj
+
 
 class MLP(nn.Module):
-    """``gelu(u) Wdᵀ + b`` with ``u`` the up projection of the normed ``h``."""
+    """``gelu(u) Wdᵀ + b`` with ``u`` the up projection of the normed ``h``; there is no gate."""
+
+    activation, gated = "gelu_pytorch_tanh", False
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.c_fc = nn.Linear(hidden_size, intermediate_size)
         self.c_proj = nn.Linear(intermediate_size, hidden_size)
 
-    def up(self, norm: nn.Module, h: mx.array) -> mx.array:
+    def gate_up(self, norm: attention.Norm, h: mx.array) -> mx.array:
         """Norm → project → gelu: ``[batch, length, intermediate_size]``."""
         return nn.gelu_approx(settled(*norm(h, self.c_fc)))
 
+    @property
+    def gate_up_layers(self) -> tuple[nn.Module, ...]:
+        return (self.c_fc,)
 
-class Block(nn.Module):
-    """A pre-norm block; learned positions are in the residual already."""
-
-    def __init__(self, args: Config, norm: Norm) -> None:
-        super().__init__()
-        self.ln_1 = norm()
-        self.attn = Attention(args.hidden_size, args.num_attention_heads)
-        self.ln_2 = norm()
-        self.mlp = MLP(args.hidden_size, args.intermediate_size)
-
-    def __call__(self, h: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        a = attend(*self.attn.qkv(self.ln_1, h), mask, cache)
-        h = h + self.attn.c_proj(a)
-        f = self.mlp.up(self.ln_2, h)
-        return h + self.mlp.c_proj(f)
+    @property
+    def down_proj(self) -> nn.Linear:
+        return self.c_proj
 
 
 class Stack(nn.Module):
@@ -183,7 +187,13 @@ class Model(layernorm.LayerNormDecoder):
         self.model: Any = Stack(args, self.model.layers, self.norm)
 
     def block(self, index: int) -> Block:
-        return Block(self.args, self.norm)
+        hidden, heads = self.args.hidden_size, self.args.num_attention_heads
+        parts = Attention(hidden, heads, self.rotation(index)), MLP(hidden, self.args.intermediate_size)
+        return Block(*parts, self.norm, NAMES)
+
+    @property
+    def tables(self) -> tuple[nn.Module, ...]:
+        return self.model.wte, self.model.wpe
 
     def context(self, h: mx.array, cache: list) -> Any:
         """The new positions' embeddings, and the attention mask.
@@ -203,10 +213,7 @@ class Model(layernorm.LayerNormDecoder):
 
     def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
         positions, mask = context
-        return layer(h + positions if index == 0 else h, mask, cache)
-
-    def make_cache(self) -> list:
-        return [KVCache() for _ in self.layers]
+        return layer(h + positions if index == 0 else h, None, mask, cache)
 
     def stored(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
         """mlx-lm's layout, or Hugging Face's: without ``model.``, or with ``transformer.``, and with ``[in, out]``

@@ -12,7 +12,6 @@ import mlx.nn as nn
 
 from .. import fold
 from ..errors import FlashNormError
-from ..kernels.packed import Uncovered
 from ..layers.layernorm import ARMS
 from ..layers.norm import ARMS as RMS_ARMS
 from ..layers.norm import settled
@@ -82,7 +81,7 @@ class LayerNormDecoder(Decoder):
 
     @property
     def output(self) -> nn.Module:
-        """The head's layer: of its own, or the embedding table."""
+        """As every decoder's; folding can give a tied head a layer of its own."""
         return self.lm_head if "lm_head" in self else self.embedding
 
     def head(self, h: mx.array) -> mx.array:
@@ -101,9 +100,6 @@ class LayerNormDecoder(Decoder):
             self._refit(weights, plan)
             return weights
         return {k: self._cast(v) for k, v in weights.items()}
-
-    def fuse(self, *, measure: bool = False) -> None:
-        raise Uncovered(f"LayerNorm blocks ({self.model_type})")
 
     def _folded(self, weights: dict[str, mx.array], plan: Plan) -> dict[str, mx.array]:
         """The weights behind RMSNorms: consumers folded, writers centred; in float32, rounded once."""

@@ -10,7 +10,6 @@ from typing import Any
 import mlx.core as mx
 
 from ..kernels.attend import Heads
-from ..kernels.packed import Uncovered
 from ..layers import attention, rope
 from ..layers.norm import settled
 from . import config as base
@@ -105,9 +104,13 @@ class ScaledPositions(rope.Positions):
 class Attention(attention.Attention):
     """Grouped-query attention; the scale of the queries is in their RoPE tables, as is what the norm owes (§3)."""
 
+    def __init__(self, *sizes: Any, growth: tuple[float, float], **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self._growth = growth
+
     @property
     def heads(self) -> Heads:
-        raise Uncovered("queries scaled by position")
+        return replace(super().heads, growth=self._growth)
 
     def qkv(self, norm: attention.Norm, h: mx.array, positions: rope.Positions) -> attention.QKV:
         """Norm → project → RoPE and scale: ``[batch, heads, length, head_dim]`` each."""
@@ -122,13 +125,10 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        beta, _ = self.args.query_scale
-        parts = attention_and_mlp(
-            self.args,
-            self.rotation(index),
-            window=self.args.sliding_window if self.args.is_sliding(index) else None,
-            form=Attention if beta > 0 else attention.Attention,
-        )
+        beta, _ = growth = self.args.query_scale
+        options: dict[str, Any] = {"form": Attention, "growth": growth} if beta > 0 else {}
+        window = self.args.sliding_window if self.args.is_sliding(index) else None
+        parts = attention_and_mlp(self.args, self.rotation(index), window=window, **options)
         return Block(*parts, self.norm)
 
     def context(self, h: mx.array, cache: list) -> Any:

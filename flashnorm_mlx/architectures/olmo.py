@@ -9,15 +9,12 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..layers import heads, rope
-from ..layers.attention import QKV
+from ..layers import attention, rope
 from ..layers.layernorm import ARMS
-from ..layers.mlp import gated
-from ..layers.norm import settled
+from ..layers.mlp import gated_halves
 from ..plan import Fold, Writer
+from . import block, layernorm
 from . import config as base
-from . import layernorm
-from .block import Kind, Norm
 
 _LAYER_NORM: dict[str, Any] = {"parameters": (), "centres": True}
 _BLOCK = "model.transformer.blocks.{i}"
@@ -119,50 +116,44 @@ class Config(layernorm.Config):
             base.fail(f"hidden_size / num_attention_heads is {self.head_size}, which is odd; RoPE rotates pairs")
 
 
-class Block(nn.Module):
-    """A pre-norm block with q, k and v in one projection, and up and gate in another."""
+class Block(block.Block, attention.Attention):
+    """A pre-norm block whose projections lie side by side: it is its own attention, and its own MLP.
 
-    needs_mask_array = False
+    ``ff_proj`` holds the up projection above the gate; for decoding they are laid out in the usual order.
+    """
 
-    def __init__(self, args: Config, rotation: rope.Rotation, norm: Norm) -> None:
-        super().__init__()
-        hidden = args.hidden_size
-        self.rotation = rotation
-        self.head_dim, self.num_heads = args.head_size, args.num_attention_heads
-        self.att_norm = norm()
-        self.att_proj = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.attn_out = nn.Linear(hidden, hidden, bias=False)
-        self.ff_norm = norm()
+    activation, gated, needs_mask_array = "silu", True, False
+
+    def __init__(self, args: Config, rotation: rope.Rotation, norm: block.Norm) -> None:
+        hidden, heads = args.hidden_size, args.num_attention_heads
+        attention.Attention.__init__(self, hidden, heads, heads, rotation, fused=True)
+        self.att_norm, self.ff_norm = norm(), norm()
+        self.att_proj, self.attn_out = self.pop("qkv_proj"), self.pop("o_proj")
         self.ff_proj = nn.Linear(hidden, args.intermediate_size, bias=False)
         self.ff_out = nn.Linear(args.intermediate_size // 2, hidden, bias=False)
 
-    @property
-    def kind(self) -> Kind:
-        return None, self.rotation
+    parts = property(lambda self: block.Parts(self, self, self.att_norm, self.ff_norm, None, None))
+    kind = property(lambda self: (None, self.rotation))
+    qkv_layers = property(lambda self: (self.att_proj,))
+    gate_up_layers = property(lambda self: (self.gate_up_proj if "gate_up_proj" in self else self.ff_proj,))
+    o_proj = property(lambda self: self.attn_out)
+    down_proj = property(lambda self: self.ff_out)
 
-    def __call__(self, h: mx.array, positions: rope.Positions, mask: Any = None, cache: Any = None) -> mx.array:
-        a = heads.attend(*self.qkv(h, positions), mask, cache)
-        h = h + self.attn_out(a)
-        return h + self.ff_out(self.up_gate(h))
+    def gate_up(self, norm: attention.Norm, h: mx.array) -> mx.array:
+        """Norm → project → gated activation."""
+        y, s = norm(h, *self.gate_up_layers)
+        return gated_halves(mx.roll(y, y.shape[-1] // 2, -1) if "ff_proj" in self else y, s, self.activation)
 
-    def qkv(self, h: mx.array, positions: rope.Positions) -> QKV:
-        """Norm → project → RoPE: ``[batch, heads, length, head_dim]`` each; q and k have their scale in the tables."""
-        y, s = self.att_norm(h, self.att_proj)
-        y, s = heads.split_heads(y, self.head_dim), None if s is None else s[:, None]
-        qk, v = mx.split(y, (2 * self.num_heads,), axis=1)
-        qk = positions.launch(qk) if s is None else positions.rotation.rotate(qk, positions.tables, s)
-        q, k = mx.split(qk, 2, axis=1)
-        return q, k, settled(v, s)
-
-    def up_gate(self, h: mx.array) -> mx.array:
-        """Norm → project → gated activation; up comes first."""
-        y, s = self.ff_norm(h, self.ff_proj)
-        up, gate = mx.split(y, 2, axis=-1)
-        return gated(gate, up, s)
+    def pack(self) -> None:
+        if "ff_proj" in self:
+            layer = self.pop("ff_proj")
+            for name, rows in layer.items():
+                layer[name] = mx.roll(rows, len(rows) // 2, 0)
+            self.gate_up_proj = layer
 
 
 class Transformer(nn.Module):
-    def __init__(self, args: Config, blocks: list[nn.Module], norm: Norm) -> None:
+    def __init__(self, args: Config, blocks: list[nn.Module], norm: block.Norm) -> None:
         super().__init__()
         self.wte = nn.Embedding(args.vocab_size, args.hidden_size)
         self.blocks = blocks
@@ -174,7 +165,7 @@ class Transformer(nn.Module):
 class Stack(nn.Module):
     """Embeddings, blocks, final norm and head, under AllenAI's names and ours."""
 
-    def __init__(self, args: Config, blocks: list[nn.Module], norm: Norm) -> None:
+    def __init__(self, args: Config, blocks: list[nn.Module], norm: block.Norm) -> None:
         super().__init__()
         self.transformer = Transformer(args, blocks, norm)
 

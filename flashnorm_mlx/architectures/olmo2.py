@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 
 from .. import fold
 from ..kernels.attend import Heads
-from ..kernels.packed import Uncovered
 from ..layers import attention, rope
 from ..layers.norm import settled
 from ..plan import Fold
@@ -61,7 +60,7 @@ class Attention(attention.Attention):
 
     @property
     def heads(self) -> Heads:
-        raise Uncovered("a QK-norm over all heads")
+        return replace(super().heads, qk_norm="all")
 
     def _qk_norm(self, qk: mx.array, s: mx.array | None) -> mx.array:
         assert self.qk_norm_eps is not None

@@ -10,10 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
+from ..kernels.attend import Heads, attend
 from ..layers import attention, heads, rope
+from ..layers.fused import FusedBlock, Residual
 from ..layers.layernorm import HeadLayerNorm
 from ..layers.mlp import GatedMLP
-from ..layers.norm import settled
+from ..layers.norm import PostNorm, settled
 from ..plan import Fold, Writer
 from . import config as base
 from . import layernorm
@@ -134,6 +136,18 @@ class Attention(attention.Attention):
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         return positions.launch(q), positions.launch(k), v
 
+    @property
+    def heads(self) -> Heads:
+        if "q_layernorm" not in self:
+            return super().heads
+        return replace(super().heads, qk_norm_eps=self.q_layernorm.eps, qk_norm="layer")
+
+    @property
+    def qk_gains(self) -> mx.array | None:
+        if "q_layernorm" not in self:
+            return None
+        return mx.concatenate([self.q_layernorm.gains, self.k_layernorm.gains]).astype(mx.float32)
+
     def attend(self, qkv: attention.QKV, mask: Any, cache: Any) -> mx.array:
         """``softmax(q kᵀ / sqrt(head_dim)) v``, q and k in float32: their products can overflow float16."""
         q, k, v = qkv
@@ -150,10 +164,30 @@ class ParallelBlock(Block):
     """Attention and MLP behind one norm: ``h + attention(norm(h)) + mlp(norm(h))``."""
 
     def __call__(self, h: mx.array, positions: rope.Positions, mask: Any = None, cache: Any = None) -> mx.array:
-        qkv = self.self_attn.qkv(self.input_layernorm, h, positions)
-        f = self.mlp.gate_up(self.input_layernorm, h)
-        a = self.self_attn.attend(qkv, mask, cache)
-        return h + self.self_attn.o_proj(a) + self.mlp.down_proj(f)
+        attention, mlp, norm, *_ = self.parts
+        qkv = attention.qkv(norm, h, positions)
+        f = mlp.gate_up(norm, h)
+        a = attention.attend(qkv, mask, cache)
+        return h + attention.o_proj(a) + mlp.down_proj(f)
+
+    def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
+        parts = self.parts
+        return FusedParallelBlock(*parts._replace(mlp_norm=parts.attention_norm), dtype=dtype, pending=pending)
+
+    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> nn.Module:
+        return self
+
+
+class FusedParallelBlock(FusedBlock):
+    """The same by kernels, in as many launches."""
+
+    def __call__(
+        self, h: Residual, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int
+    ) -> tuple[Residual, mx.array]:
+        rows = batch * length
+        qkv, f = self.qkv(h.x, rows), self.gate_up(h.x, rows)
+        a, tail, start = attend(qkv, kv, tail, step, self.heads, gains=self.gains, batch=batch, length=length)
+        return self.down.added(f, self.o.added(a, h, rows, x_offset=start), rows), tail
 
 
 class Model(layernorm.LayerNormDecoder):

@@ -20,7 +20,13 @@ SHORT = 1024
 
 @dataclass(frozen=True)
 class Heads:
-    """What of a layer's attention the kernel needs to know."""
+    """What of a layer's attention the kernel needs to know.
+
+    Args:
+        qk_norm: what the QK-norm is: ``head``, an RMSNorm of each head; ``layer``, a LayerNorm without bias of each;
+            ``all``, one RMSNorm of all heads of q, and one of all of k.
+        growth: β and n of queries that grow with their position: ``1 + β · ln(1 + floor(position / n))`` times.
+    """
 
     heads: int
     kv_heads: int
@@ -29,13 +35,22 @@ class Heads:
     rotary_dims: int
     traditional: bool = False
     qk_norm_eps: float | None = None
+    qk_norm: str = "head"
     softcap: float | None = None
     window: int | None = None
+    growth: tuple[float, float] | None = None
 
     def check(self) -> None:
         """Raise :class:`Uncovered` for a shape that the kernel has no form for."""
-        if self.head_dim not in (64, 80, 96, 112, 128, 192, 256):
+        if self.head_dim not in (64, 80, 96, 112, 128, 160, 192, 256):
             raise Uncovered(f"a head_dim of {self.head_dim}")
+
+    def query_factors(self, positions: np.ndarray) -> np.ndarray:
+        """What queries are multiplied by that stand at ``positions``."""
+        if self.growth is None:
+            return np.ones_like(positions)
+        beta, original = self.growth
+        return 1 + beta * np.log1p(np.floor(positions / original))
 
     def tail_size(self, batch: int) -> int:
         """Elements of a tail: ``[2, batch, kv_heads, TAIL, head_dim]``."""
@@ -65,20 +80,33 @@ def default_layout(h: Heads, capacity: int) -> Layout:
     return Layout(min(32, capacity // 512), group, 8)
 
 
-def step_row(
-    appended: int, waiting: int | np.ndarray, capacity: int, splits: int, angles: np.ndarray, factor: float = 1.0
+def step_rows(
+    appended: int,
+    waiting: int | np.ndarray,
+    capacity: int,
+    splits: int,
+    angles: np.ndarray,
+    factor: float = 1.0,
+    query_factors: np.ndarray | None = None,
+    padding: int | np.ndarray = 0,
 ) -> np.ndarray:
-    """What the kernels need to know of a step, float32 ``[..., 4 + length·rotary_dims]``: see ``attend.msl``.
+    """What the kernels need to know of a step, a row a sequence, float32 ``[..., batch, size]``: see ``attend.msl``.
 
     Args:
-        appended: tokens in the cache's buffer; ``waiting``: tokens in its tail ``[...]``; ``capacity``: the buffer's.
+        appended: tokens in the cache's buffer; ``waiting``: tokens in its tail; ``capacity``: room in the buffer.
         splits: of the layout.
-        angles: RoPE's, of the new tokens ``[..., length, rotary_dims / 2]``.
+        angles: RoPE's, of the new tokens ``[..., batch, length, rotary_dims / 2]``.
         factor: what RoPE multiplies the channels by that it rotates.
+        query_factors: what each new token's query is multiplied by besides ``[..., batch, length]``; None: 1.
+        padding: the first tokens of each sequence that are none; they and all counts: ``[..., batch]``.
     """
+    rows = angles.shape[:-2]
+    counts = [np.broadcast_to(count, rows) for count in (appended, waiting, capacity, splits, padding, 0, 0, 0)]
     tables = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1) * factor
-    counts = np.stack(np.broadcast_arrays(appended, waiting, capacity, splits), axis=-1)
-    return np.concatenate([counts, tables.reshape(*angles.shape[:-2], -1)], axis=-1).astype(np.float32)
+    queries = np.ones(angles.shape[:-1]) if query_factors is None else query_factors
+    parts = [np.stack(counts, axis=-1), tables.reshape(*rows, -1), queries]
+    unused = -sum(part.shape[-1] for part in parts) % 4  # rows are read 16 bytes at a time
+    return np.concatenate([*parts, np.zeros((*rows, unused))], axis=-1).astype(np.float32)
 
 
 def attend(
@@ -99,8 +127,8 @@ def attend(
         qkv: the projections ``[batch·length, (heads + 2·kv_heads)·head_dim]``, neither normed nor rotated.
         kv: the cache ``[2, batch, kv_heads, capacity, head_dim]``.
         tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
-        step: see :func:`step_row`.
-        gains: of the QK-norm, ``[2, head_dim]`` float32.
+        step: see :func:`step_rows`.
+        gains: of the QK-norm, float32: q's and k's ``[2, head_dim]``, or each head's ``[heads + kv_heads, head_dim]``.
         layout: None: one that suits the cache's capacity. ``group · simdgroups`` is at most 32.
 
     Returns:
@@ -124,6 +152,8 @@ def attend(
         "RD": h.rotary_dims,
         "HALVES": not h.traditional,
         "QKNORM": h.qk_norm_eps is not None,
+        "CENTRED": h.qk_norm == "layer",
+        "JOINT": h.qk_norm == "all",
         "EPS": dialect.bits_of(h.qk_norm_eps or 0.0),
         "SCALE": dialect.bits_of(h.scale * (1.0 if h.softcap else log2e)),
         "SOFTCAP": dialect.bits_of(h.softcap or 0.0),
@@ -135,6 +165,7 @@ def attend(
         "SPLIT": splits > 1,
     }
     rows, start = batch * length, h.tail_size(batch)
+    each = gains is not None and gains.size > 2 * d
     inputs = {"qkv": qkv, "kv": kv, "tail": tail, "step": step} | ({} if gains is None else {"gains": gains})
     y = dialect.launch(
         "attend",
@@ -144,7 +175,10 @@ def attend(
         threadgroup=(32, simdgroups, 1),
         shape=(h.output_size(batch, length, layout, qkv.dtype),),
         dtype=qkv.dtype,
-        defines={"QGAIN": "step", "KGAIN": "step"} if gains is None else {"QGAIN": "gains", "KGAIN": "(gains + D)"},
+        defines={
+            "QGAIN": "step" if gains is None else "(gains + (head + g) * D)" if each else "gains",
+            "KGAIN": "step" if gains is None else "(gains + (H + key_head) * D)" if each else "(gains + D)",
+        },
     )
     if splits == 1:
         return y, y, start

@@ -9,7 +9,7 @@ import mlx.core as mx
 from . import dialect
 from .packed import Packed
 
-#: The gate's activations, by the names that config.json has for them.
+#: Activations, a gate's or of the projection itself, by the names that config.json has for them.
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2")
 
 #: Rows of x that one launch can take.
@@ -33,6 +33,7 @@ def project(
     rows: int = 1,
     eps: float | None = None,
     activation: str | None = None,
+    gated: bool = True,
     softcap: float | None = None,
     residual: mx.array | None = None,
     pending: mx.array | None = None,
@@ -46,6 +47,7 @@ def project(
         x: the first ``rows · w.columns`` elements behind ``x_offset`` are read, ``[rows, columns]``; dtype ``w.dtype``.
         eps: that of the norm; None: no norm.
         activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
+        gated: False: there is no gate, and the result is ``activation(y)``.
         softcap: ``cap · tanh(y / cap)`` of the result.
         residual: added last; ``[rows, out]``.
         pending: a projection ``[rows, columns]`` that still awaits its post-norm (Gemma 2 and 3), whose gain is in
@@ -56,9 +58,10 @@ def project(
         ``[rows, out]`` in x's dtype; sums are float32, and scaled before they are rounded. With ``pending``, a flat
         array of that and, behind it, what took the place of x.
     """
-    v = variant or default_variant(w, rows, gated=activation is not None, pending=pending is not None)
-    out = w.rows // 2 if activation else w.rows
-    half = v.rows // 2 if activation else v.rows
+    gated = gated and activation is not None
+    v = variant or default_variant(w, rows, gated=gated, pending=pending is not None)
+    out = w.rows // 2 if gated else w.rows
+    half = v.rows // 2 if gated else v.rows
     if not 0 < rows <= MAX_ROWS or rows * v.rows > 32:
         raise ValueError(f"{rows} rows with {v.rows} of W at a time")
     if pending is not None and None not in (eps, post_eps) and eps != post_eps:
@@ -79,7 +82,8 @@ def project(
         "EPS": dialect.bits_of(eps or post_eps or 0.0),
         "BIAS": w.bias,
         "GAIN": w.gain,
-        "GATED": activation is not None,
+        "GATED": gated,
+        "ACTIVE": activation is not None,
         "ACT": ACTIVATIONS.index(activation) if activation else 0,
         "CAP": dialect.bits_of(softcap or 0.0),
         "XOFF": x_offset,

@@ -126,6 +126,13 @@ class Attention(nn.Module):
         )
 
     @property
+    def qk_gains(self) -> mx.array | None:
+        """The QK-norm's, q's and then k's, for the kernel; None where there is no QK-norm."""
+        if self.qk_norm_eps is None:
+            return None
+        return mx.concatenate([self.q_norm["weight"], self.k_norm["weight"]]).astype(mx.float32)
+
+    @property
     def qkv_layers(self) -> tuple[nn.Module, ...]:
         return (self.qkv_proj,) if "qkv_proj" in self else (self.q_proj, self.k_proj, self.v_proj)
 

@@ -17,7 +17,7 @@ from ..kernels.choice import fastest
 from ..kernels.packed import Packed, Uncovered, pack
 from ..kernels.project import project
 from .attention import Attention
-from .mlp import GatedMLP, gated_halves
+from .mlp import ACTIVATIONS, GatedMLP, gated_halves
 from .norm import PostNorm, add_clipped, settled
 
 
@@ -36,6 +36,7 @@ class Projection:
     Args:
         norm: the layer in front; None: none. How its arm works it says itself, see ``fused`` in :mod:`.norm`.
         activation: of a gate that is stacked on an up projection.
+        gated: False: there is no gate, and the activation is the projection's own.
         adds: whether what the layer yields is added to the residual at once, without a post-norm.
         pending: a post-norm that is done here, before ``norm``.
     """
@@ -47,11 +48,13 @@ class Projection:
         norm: nn.Module | None = None,
         *,
         activation: str | None = None,
+        gated: bool = True,
         adds: bool = False,
         pending: PostNorm | None = None,
     ) -> None:
         prepare, gain, eps = norm.fused() if norm is not None else (None, None, None)
-        self.layer, self.norm, self.activation, self.adds, self.pending = layer, norm, activation, adds, pending
+        self.layer, self.norm, self.adds, self.pending = layer, norm, adds, pending
+        self.activation, self.gated = activation, gated
         self.prepare: Callable[[mx.array], mx.array] | None = prepare
         self.eps: float | None = eps
         joins = pending is not None and prepare is None
@@ -73,6 +76,7 @@ class Projection:
             rows=rows,
             eps=self.eps,
             activation=self.activation,
+            gated=self.gated,
             softcap=softcap,
             pending=h.due,
             post_eps=self.pending.eps,
@@ -110,6 +114,7 @@ class Projection:
             rows=rows,
             eps=self.eps,
             activation=self.activation,
+            gated=self.gated,
             softcap=softcap,
             residual=residual,
             x_offset=x_offset,
@@ -121,9 +126,14 @@ class Projection:
         size = rows * self.packed.columns
         x = x.flatten()[x_offset : x_offset + size].reshape(rows, -1)
         y, s = (self.layer(x), None) if self.norm is None else self.norm(x, self.layer)
-        y = settled(y, s) if self.activation is None else gated_halves(y, s, self.activation)
+        if self.activation is None:
+            y = settled(y, s)
+        elif self.gated:
+            y = gated_halves(y, s, self.activation)
+        else:
+            y = ACTIVATIONS[self.activation](settled(y, s))
         y = y if softcap is None else softcap * mx.tanh(y / softcap)
-        return y if residual is None else residual + y
+        return (y if residual is None else residual + y).astype(x.dtype)  # a bias in float32 has promoted it
 
     def choose(self, rows: int) -> None:
         """Find out which form is faster for so many rows.
@@ -136,11 +146,11 @@ class Projection:
         dtype = str(w.dtype).removeprefix("mlx.core.")
         operation = f"project {w.rows} x {w.columns}, {weights}, {dtype}, {rows} row{'s' * (rows > 1)}"
         for word, applies in (
-            ("behind rms_norm", self.prepare is not None),
+            ("behind an explicit norm", self.prepare is not None),
             ("normed", self.eps is not None),
             ("with gain", w.gain),
             ("with bias", w.bias),
-            (f"gated by {self.activation}", self.activation is not None),
+            (f"{'gated by' if self.gated else 'through'} {self.activation}", self.activation is not None),
             ("added", self.adds),
         ):
             operation += f", {word}" * applies
@@ -185,15 +195,16 @@ class FusedBlock:
         awaited = attention_post_norm is not None
         self.qkv = Projection(qkv, dtype, attention_norm, pending=pending)
         self.o = Projection(attention.o_proj, dtype, adds=not awaited)
-        self.gate_up = Projection(gate_up, dtype, mlp_norm, activation=mlp.activation, pending=attention_post_norm)
+        self.gate_up = Projection(
+            gate_up, dtype, mlp_norm, activation=mlp.activation, gated=mlp.gated, pending=attention_post_norm
+        )
         self.down = Projection(mlp.down_proj, dtype, adds=mlp_post_norm is None)
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
         self.owners = (lambda: attention.qkv_layers[0], lambda: attention.o_proj,
                        lambda: mlp.gate_up_layers[0], lambda: mlp.down_proj)  # fmt: skip
         self.rotation = attention.rotation
-        self.gains: mx.array | None = None
-        if attention.qk_norm_eps is not None:
-            self.gains = mx.concatenate([attention.q_norm["weight"], attention.k_norm["weight"]]).astype(mx.float32)
+        self.gains = attention.qk_gains
+        if self.gains is not None:
             mx.eval(self.gains)  # what is not there yet when a step is traced is computed in every step
 
     def is_stale(self) -> bool:

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from .attention import Gain
 from .linear import bias_of, products
-from .norm import Owed
+from .norm import Fusion, Owed
 
 
 class LayerNorm(nn.Module):
@@ -36,12 +36,18 @@ class LayerNorm(nn.Module):
     def normed(self, a: mx.array) -> mx.array:
         return mx.fast.layer_norm(a, self.get("weight"), self.get("bias"), self.eps)
 
+    def fused(self) -> Fusion:
+        return self.normed, None, None
+
 
 class NoLayerNorm(LayerNorm):
     """``a Wᵀ + c``: the norm is left out. Wrong output; the upper bound on the speed of the others."""
 
     def normed(self, a: mx.array) -> mx.array:
         return a
+
+    def fused(self) -> Fusion:
+        return None, None, None
 
 
 #: The arms before anything is folded. Folding puts :data:`.norm.ARMS` in their place.
@@ -60,5 +66,9 @@ class HeadLayerNorm(nn.Module):
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        gain = mx.stack([norm["weight"] for norm in self.norms])[:, None]
-        return gain * mx.fast.layer_norm(x, None, None, self.eps)
+        return self.gains[:, None] * mx.fast.layer_norm(x, None, None, self.eps)
+
+    @property
+    def gains(self) -> mx.array:
+        """``[heads, dims]``"""
+        return mx.stack([norm["weight"] for norm in self.norms])

@@ -45,6 +45,8 @@ class GatedMLP(nn.Module):
         fused: the checkpoint holds gate and up as one ``gate_up_proj``.
     """
 
+    gated = True
+
     def __init__(
         self,
         hidden_size: int,

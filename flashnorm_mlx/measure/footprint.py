@@ -9,7 +9,7 @@ Launches are about as many as there are:
   twice each, attention, activation, two additions: with a Llama block's 7 projections and 2 norms, 17); embedding,
   log-softmax and argmax. Gates and sorting of experts are not counted.
 - ``mlx-lm, no norms``: the same without the norms' launches.
-- ``flashnorm``: our kernels' five a block; embedding, head and argmax. ``none``: as many. So the model can't tell
+- ``flashnorm``: our kernels' five a block; each table, head and argmax. ``none``: as many. So the model can't tell
   the two apart, by construction. ``baseline``: one more for each norm that FlashNorm takes off the path.
 """
 
@@ -23,6 +23,7 @@ import mlx.nn as nn
 
 from .. import architectures
 from ..architectures.base import Decoder, named_arrays
+from ..layers.layernorm import LayerNorm
 from ..layers.norm import BaselineNorm, PostNorm
 
 _BLOCK_EXTRAS = 8
@@ -73,8 +74,8 @@ def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
     out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}
     dense = all(a.ndim <= 2 for a in weights)
-    if dense and all(hasattr(layer, "fused") for layer in model.layers):
-        fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS
-        explicit = sum(isinstance(module, BaselineNorm | PostNorm) for _, module in model.named_modules())
+    if dense and type(model).fuse is Decoder.fuse:  # the others have none
+        fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS + len(model.tables) - 1
+        explicit = sum(isinstance(module, BaselineNorm | PostNorm | LayerNorm) for _, module in model.named_modules())
         out |= {"baseline": fused + explicit, "flashnorm": fused, "none": fused}
     return out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kernel_runs import DTYPES, ROUNDING, array, assert_close, covering, divisors, f64, name_of
 
-from flashnorm_mlx.kernels.attend import TAIL, Heads, Layout, attend, default_layout, step_row
+from flashnorm_mlx.kernels.attend import TAIL, Heads, Layout, attend, default_layout, step_rows
 from flashnorm_mlx.kernels.packed import Uncovered
 
 EPS = 0.1  # large, so that it counts
@@ -29,13 +29,17 @@ class Case:
     dim: int = 64
     rotary: int = 64
     traditional: bool = False
-    qk_norm: bool = False
+    qk_norm: str | None = None
+    own_gains: bool = False  # of each head
+    growth: tuple[float, float] | None = None
     softcap: float | None = None
     window: int | None = None
+    padding: tuple[int, ...] = ()  # in front of each sequence; empty: none
     appended: int = 40
     waiting: int = 5
     capacity: int = 96
     size: float = 1.0  # of queries and new keys and values
+    offset: float = 0.0  # their mean
     cached: float = 1.0  # of those in the cache
     # of the layout; None: the default one
     splits: int | None = 1
@@ -52,9 +56,15 @@ class Case:
             rotary_dims=self.rotary,
             traditional=self.traditional,
             qk_norm_eps=EPS if self.qk_norm else None,
+            qk_norm=self.qk_norm or "head",
+            growth=self.growth,
             softcap=self.softcap,
             window=self.window,
         )
+
+    @property
+    def paddings(self) -> tuple[int, ...]:
+        return self.padding or (0,) * self.batch
 
     @property
     def layout(self) -> Layout | None:
@@ -62,12 +72,14 @@ class Case:
 
 
 def draw(rng: random.Random) -> Case:
-    dim = rng.choice([64, 80, 96, 112, 128, 192, 256])
+    dim = rng.choice([64, 80, 96, 112, 128, 160, 192, 256])
+    qk_norm = rng.choice([None, None, "head", "layer", "all"])
     batch = rng.choice([1, 1, 2, 3])
     length = rng.choice([n for n in (1, 1, 2, 3, 4, 5, 6, 7, 8) if batch * n <= 8])
     shared = rng.choice([1, 2, 3, 4, 6])
     group = rng.choice(divisors(shared, (1, 2, 3, 4)))
-    group = rng.choice(divisors(shared, (1, 2, 3, 4)))
+    appended, waiting = rng.choice([0, 1, 33, 70, 96]), rng.choice([0, 1, 7, TAIL - length])
+    padding = tuple(rng.choice([0, min(1, appended), appended // 2, appended + waiting]) for _ in range(batch))
     return Case(
         dtype=rng.choice(list(DTYPES)),
         batch=batch,
@@ -75,13 +87,16 @@ def draw(rng: random.Random) -> Case:
         kv_heads=rng.choice([1, 2, 3]),
         shared=shared,
         dim=dim,
-        rotary=rng.choice([dim, dim, dim // 2, 32, 16]),
+        rotary=rng.choice([dim, dim, dim // 2, 32, 16, 0]),
         traditional=rng.choice([False, True]),
-        qk_norm=rng.choice([False, True]),
+        qk_norm=qk_norm,
+        own_gains=qk_norm is not None and rng.choice([False, True]),
+        growth=rng.choice([None, None, (0.4, 7.0)]),
         softcap=rng.choice([None, 2.0]),
         window=rng.choice([None, None, 1, 2, 20, 1000]),
-        appended=rng.choice([0, 1, 33, 70, 96]),
-        waiting=rng.choice([0, 1, 7, TAIL - length]),
+        padding=rng.choice([(), padding]),
+        appended=appended,
+        waiting=waiting,
         size=rng.choice([0.7, 5.0]),
         splits=rng.choice([None, 1, 1, 2, 3, 5]),
         group=group,
@@ -89,13 +104,16 @@ def draw(rng: random.Random) -> Case:
     )
 
 
-def normed(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + EPS) * gain
+def normed(x: np.ndarray, gain: np.ndarray, kind: str) -> np.ndarray:
+    """x [batch, length, heads, dim], gain [heads or 1, dim]."""
+    if kind == "layer":
+        x = x - np.mean(x, -1, keepdims=True)
+    return x / np.sqrt(np.mean(x * x, (-2, -1) if kind == "all" else -1, keepdims=True) + EPS) * gain
 
 
 def rotate(case: Case, x: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """x [batch, length, heads, dim], angles [length, rotary / 2]."""
-    cos, sin, out, half = np.cos(angles)[:, None], np.sin(angles)[:, None], x.copy(), case.rotary // 2
+    """x [batch, length, heads, dim], angles [batch, length, rotary / 2]."""
+    cos, sin, out, half = np.cos(angles)[:, :, None], np.sin(angles)[:, :, None], x.copy(), case.rotary // 2
     low, high = (
         (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if case.traditional else (slice(half), slice(half, 2 * half))
     )
@@ -108,15 +126,15 @@ def attention(case: Case, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -
     """q [batch, length, heads, dim], keys and values [batch, kv_heads, tokens, dim]; the largest score, too."""
     before, out, largest = case.appended + case.waiting, np.zeros_like(q), 0.0
     keys, values = np.repeat(keys, case.shared, 1), np.repeat(values, case.shared, 1)
-    for i in range(case.length):
-        start = max(0, before + i + 1 - (case.window or math.inf))
+    for b, i in np.ndindex(case.batch, case.length):
+        start = max(case.paddings[b], before + i + 1 - (case.window or math.inf))
         seen = slice(int(start), before + i + 1)
-        scores = np.einsum("bhd,bhtd->bht", q[:, i], keys[:, :, seen]) * case.dim**-0.5
+        scores = np.einsum("hd,htd->ht", q[b, i], keys[b, :, seen]) * case.dim**-0.5
         if case.softcap:
             scores = case.softcap * np.tanh(scores / case.softcap)
         largest = max(largest, float(np.abs(scores).max()))
         p = np.exp(scores - scores.max(-1, keepdims=True))
-        out[:, i] = np.einsum("bht,bhtd->bhd", p / p.sum(-1, keepdims=True), values[:, :, seen])
+        out[b, i] = np.einsum("ht,htd->hd", p / p.sum(-1, keepdims=True), values[b, :, seen])
     return out, largest
 
 
@@ -124,17 +142,24 @@ def check(case: Case) -> None:
     rng = np.random.default_rng(case.dim * 100 + case.appended + case.length)
     h, before, dtype = case.heads, case.appended + case.waiting, DTYPES[case.dtype]
     rows, width = case.batch * case.length, case.heads.heads * case.dim
-    qkv = array(rng.normal(size=(rows, width + 2 * case.kv_heads * case.dim)) * case.size, case.dtype)
+    qkv = rng.normal(size=(rows, width + 2 * case.kv_heads * case.dim)) * case.size + case.offset
+    qkv = array(qkv, case.dtype)
     kv = rng.normal(size=(2, case.batch, case.kv_heads, case.capacity, case.dim)) * case.cached
     kv[..., case.appended :, :] = math.nan  # nobody may look there
     tail = rng.normal(size=(2, case.batch, case.kv_heads, TAIL, case.dim))
     tail[..., case.waiting :, :] = math.nan
+    for b, padding in enumerate(case.paddings):
+        kv[:, b, :, : min(padding, case.appended)] = math.nan
+        tail[:, b, :, : max(0, padding - case.appended)] = math.nan
     kv, tail = array(kv, case.dtype), array(tail, case.dtype)
-    gains = mx.array(rng.uniform(0.3, 2.0, (2, case.dim)).astype(np.float32))
-    positions = np.arange(before, before + case.length)[:, None]
-    angles = positions * 100.0 ** (-np.arange(0, case.rotary, 2) / case.rotary)
+    own = (h.heads, case.kv_heads) if case.own_gains else (1, 1)
+    gains = mx.array(rng.uniform(0.3, 2.0, (sum(own), case.dim)).astype(np.float32))
+    positions = np.arange(before, before + case.length) - np.array(case.paddings)[:, None]
+    angles = positions[..., None] * 100.0 ** (-np.arange(0, case.rotary, 2) / max(case.rotary, 1))
+    factors = h.query_factors(positions)
     layout = case.layout or default_layout(h, case.capacity)
-    step = mx.array(step_row(case.appended, case.waiting, case.capacity, layout.splits, angles))
+    counts = case.appended, case.waiting, case.capacity, layout.splits
+    step = mx.array(step_rows(*counts, angles, 1.0, factors, np.array(case.paddings)))
     a, new_tail, start = attend(
         qkv, kv, tail.flatten(), step, h, gains=gains if case.qk_norm else None, batch=case.batch, length=case.length,
         layout=case.layout,
@@ -146,7 +171,7 @@ def check(case: Case) -> None:
     split = f64(qkv).reshape(case.batch, case.length, -1, case.dim)
     q, k, v = np.split(split, [h.heads, h.heads + case.kv_heads], axis=2)
     if case.qk_norm:
-        q, k = normed(q, f64(gains)[0]), normed(k, f64(gains)[1])
+        q, k = (normed(x, g, case.qk_norm) for x, g in zip((q, k), np.split(f64(gains), own[:1]), strict=True))
     q, k = rotate(case, q, angles), rotate(case, k, angles)
     new = slice(case.waiting, case.waiting + case.length)
     assert_close(kept[0, :, :, new], k.transpose(0, 2, 1, 3), case.dtype, 4e-7 * float(np.abs(k).max()))
@@ -155,7 +180,11 @@ def check(case: Case) -> None:
     np.testing.assert_array_equal(kept[..., others, :], f64(tail)[..., others, :])
 
     # the reference's keys are the kernel's own, which were just checked; its queries are rounded once as they are
-    q = f64(array(q, case.dtype))
+    if case.growth:
+        beta, original = case.growth
+        want = [1 + beta * math.log(1 + p // original) for p in positions.flat]
+        np.testing.assert_allclose(factors.flatten(), want)
+    q = f64(array(q, case.dtype)) * factors[..., None, None]
     everything = np.concatenate([f64(kv)[..., : case.appended, :], kept[..., : case.waiting + case.length, :]], axis=3)
     want, largest = attention(case, q, *everything)
     largest = min(largest, case.softcap or math.inf)
@@ -190,6 +219,20 @@ def test_long_sequences_are_split(device: str) -> None:
     check(case)
 
 
+def test_rows_of_different_lengths(device: str) -> None:
+    """What is in front of the shorter ones, in the buffer and in the tail, is never read."""
+    case = Case(batch=3, length=2, padding=(0, 17, 45), qk_norm="head", growth=(0.4, 7.0))
+    for layout in ({"splits": 1}, {"splits": 3}, {"splits": 2, "window": 20}):
+        check(replace(case, **layout))
+
+
+def test_control_padding_that_is_read_is_seen(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = step_rows
+    monkeypatch.setitem(globals(), "step_rows", lambda *given: original(*given[:-1], 0))
+    with pytest.raises(AssertionError):
+        check(Case(batch=2, padding=(0, 17)))
+
+
 def test_layouts_of_too_many_registers_are_refused(device: str) -> None:
     with pytest.raises(ValueError, match="more registers"):
         check(Case(shared=4, group=4, splits=1, simdgroups=16))
@@ -216,7 +259,39 @@ def test_more_than_the_registers_hold_is_refused() -> None:
         attend(*(mx.zeros(1) for _ in range(4)), case.heads, layout=Layout(1, 4, 16))
 
 
-@pytest.mark.parametrize("dim", [16, 63, 65, 100, 160, 320])
+@pytest.mark.parametrize("kind", ["head", "layer", "all"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qk_norms(kind: str, dtype: str, device: str) -> None:
+    """More heads than threads can read at once, and fewer; queries and keys of their own number of heads, and gains."""
+    few = Case(dtype=dtype, qk_norm=kind, own_gains=True, length=3, kv_heads=3, shared=5, dim=128, rotary=128)
+    for case in (few, replace(few, simdgroups=1, batch=2), replace(few, kv_heads=1, shared=1, simdgroups=16)):
+        check(case)
+        check(replace(case, rotary=32, splits=2, size=5.0))
+
+
+@pytest.mark.parametrize("mean", [1.0, 5.0])
+def test_a_mean_far_from_zero(mean: float, device: str) -> None:
+    """A LayerNorm's squares are those around the mean."""
+    check(Case(qk_norm="layer", dim=80, rotary=20, offset=mean, own_gains=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("traditional", [False, True])
+def test_heads_that_are_not_rotated(traditional: bool, dtype: str, device: str) -> None:
+    check(Case(dtype=dtype, rotary=0, traditional=traditional, length=2))
+    check(Case(dtype=dtype, rotary=0, traditional=traditional, qk_norm="head"))
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("head", "all"), ("all", "head"), ("head", "layer")])
+def test_control_another_qk_norm_is_seen(wrong: str, right: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(qk_norm=right, own_gains=True, kv_heads=2)
+    check(case)
+    monkeypatch.setattr(Case, "heads", property(lambda self, heads=case.heads: replace(heads, qk_norm=wrong)))
+    with pytest.raises(AssertionError, match="tolerance"):
+        check(case)
+
+
+@pytest.mark.parametrize("dim", [16, 63, 65, 100, 176, 320])
 def test_other_head_sizes_are_uncovered(dim: int) -> None:
     with pytest.raises(Uncovered, match=f"head_dim of {dim}"):
         Heads(2, 1, dim, scale=1.0, rotary_dims=dim).check()

@@ -35,6 +35,9 @@ def test_embed_against_float64(bits: int | None, group: int, columns: int, dtype
         got = embed(mx.array([IDS], kind), pack(layer, DTYPES[dtype]), factor=factor)
         assert got.dtype == DTYPES[dtype]
         assert_close(got, want, dtype, 2e-7 * float(np.abs(want).max()))
+        residual = array(np.random.default_rng(1).normal(size=want.shape), dtype)
+        got = embed(mx.array([IDS], kind), pack(layer, DTYPES[dtype]), factor=factor, residual=residual)
+        assert_close(got, want + f64(residual), dtype, 2e-7 * float(np.abs(want).max() + 4))
 
 
 @pytest.mark.parametrize("ids", [1, 2, 8])

@@ -36,6 +36,7 @@ class Case:
     residual: bool = False
     pending: bool = False
     activation: str | None = None
+    gated: bool = True
     softcap: float | None = None
     offset: int = 0
     # of the layout; None: the default one
@@ -67,6 +68,7 @@ def draw(rng: random.Random) -> Case:
         out=rng.choice([1, 7, 32, 33, 131]),
         rows=rows,
         activation=activation,
+        gated=activation is None or rng.choice([True, True, False]),
         gain=rng.choice([False, True]),
         bias=rng.choice([False, True]),
         residual=rng.choice([False, True]),
@@ -74,13 +76,17 @@ def draw(rng: random.Random) -> Case:
         offset=rng.choice([0, 64]),
         norm=rng.choice([True, True, False]),
     )
+    if columns <= 1152:
+        case = replace(case, pending=rng.random() < 0.3)
     if case.norm:
-        case = replace(case, size=rng.choice(list(SIZES)), pending=columns <= 1152 and rng.random() < 0.3)
+        case = replace(case, size=rng.choice(list(SIZES)))
     if rng.random() < 0.7:
         most = 32 // rows
         case = replace(
             case,
-            batch=rng.choice([n for n in (1, 2, 4, 8) if n <= most and not (activation and n == 1)]),
+            batch=rng.choice(
+                [n for n in (1, 2, 4, 8) if n <= most and not (case.activation and case.gated and n == 1)]
+            ),
             batches=rng.choice([1, 2, 3]),
             words=4 if case.pending else rng.choice([1, 2, 4]),  # all of a row at once
             split=rng.choice(["exact", "more"] if case.pending else ["exact", "more", "fewer", "one"]),
@@ -100,7 +106,8 @@ class Result:
 
 def run(case: Case, eps: float = EPS) -> Result:
     rng = np.random.default_rng(case.columns * 1000 + case.out * 10 + case.rows)
-    width, shape = 2 * case.out if case.activation else case.out, (case.rows, case.columns)
+    gated = case.gated and case.activation is not None
+    width, shape = 2 * case.out if gated else case.out, (case.rows, case.columns)
     layer = random_layer(rng, width, case.columns, case.bits, case.group, case.dtype, bias=case.bias)
     x = array(rng.normal(size=shape) * SIZES[case.size], case.dtype)
     gain = array(rng.uniform(0.3, 2.0, case.columns), case.dtype) if case.gain else None
@@ -115,9 +122,11 @@ def run(case: Case, eps: float = EPS) -> Result:
         rows=case.rows,
         eps=eps if case.norm else None,
         activation=case.activation,
+        gated=case.gated,
         softcap=case.softcap,
         residual=residual,
         pending=pending,
+        post_eps=eps if case.pending else None,
         x_offset=case.offset,
         variant=case.variant(),
     )
@@ -133,7 +142,8 @@ def run(case: Case, eps: float = EPS) -> Result:
     want = inputs @ weights.T + bias
     size = float(np.sqrt(inputs**2 @ weights.T**2).max())
     if case.activation:
-        want = activate(case.activation, want[:, : case.out]) * want[:, case.out :]
+        up = want[:, case.out :] if gated else 1.0
+        want = activate(case.activation, want[:, : case.out]) * up
     if case.softcap:
         want = case.softcap * np.tanh(want / case.softcap)
     want = want if residual is None else want + f64(residual)
@@ -192,6 +202,24 @@ def test_a_pending_post_norm_has_a_layout_for_every_shape(
 ) -> None:
     """Those of Gemma 3 270M and 1B."""
     check(Case(dtype="bfloat16", bits=bits, columns=columns, rows=rows, pending=True, gain=True, out=32))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pending_post_norm_with_no_norm_behind_it(dtype: str, rows: int, device: str) -> None:
+    """OLMo 2's."""
+    check(Case(dtype=dtype, norm=False, pending=True, columns=640, rows=rows, out=5))
+    check(Case(dtype=dtype, norm=False, pending=True, rows=rows, out=6, activation="silu", bias=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_activation_without_a_gate(dtype: str, activation: str, device: str) -> None:
+    """GPT-2's. An odd number of rows has no halves."""
+    case = Case(dtype=dtype, activation=activation, gated=False, bias=True, out=7)
+    for bits in (4, None):
+        check(replace(case, bits=bits))
+        check(replace(case, bits=bits, norm=False, residual=True, rows=3, batch=1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
