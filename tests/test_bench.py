@@ -71,6 +71,16 @@ PUBLIC = {
     "OLMo-2-1B": 1484.9,
     "OLMo-2-7B": 7298.6,
     "DeepSeek-V2-Lite": 15706.5,
+    "OpenELM-450M": 457.2,
+    "OpenELM-1.1B": 1079.9,
+    "OpenELM-3B": 3036.6,
+    "Gemma-2B": 2506.2,
+    "Gemma-2-2B": 2614.3,
+    "Gemma-3-4B": 3880.3,
+    "GPT-2": 124.4,
+    "StableLM-2-1.6B": 1644.5,
+    "OLMo-1B": 1176.8,
+    "Phi-3-mini": 3821.1,
 }
 
 

@@ -23,6 +23,7 @@ import mlx.nn as nn
 
 from .. import architectures
 from ..architectures.base import Decoder, named_arrays
+from ..layers.layernorm import LayerNorm
 from ..layers.norm import BaselineNorm, PostNorm
 
 _BLOCK_EXTRAS = 8
@@ -68,13 +69,14 @@ def _nbytes(name: str, array: mx.array, bits: int, group_size: int) -> float:
 def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     weights = [a for name, a in read.items() if name.endswith("weight")]
     projections = sum(a.ndim >= 2 for a in weights)
-    norms = sum(a.ndim == 1 for a in weights)
+    weightless = sum(isinstance(m, LayerNorm) and "weight" not in m for _, m in model.named_modules())
+    norms = sum(a.ndim == 1 for a in weights) + weightless
     blocks = model.args.num_hidden_layers
     stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
     out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}
     dense = all(a.ndim <= 2 for a in weights)
-    if dense and all(hasattr(layer, "fused") for layer in model.layers):
+    explicit = sum(isinstance(module, BaselineNorm | PostNorm) for _, module in model.named_modules())
+    if dense and explicit and all(hasattr(layer, "fused") for layer in model.layers):
         fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS
-        explicit = sum(isinstance(module, BaselineNorm | PostNorm) for _, module in model.named_modules())
         out |= {"baseline": fused + explicit, "flashnorm": fused, "none": fused}
     return out

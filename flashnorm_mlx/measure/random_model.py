@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +19,9 @@ from .. import architectures, fold
 from ..architectures.base import named_arrays
 from ..errors import FlashNormError
 from .shapes import read_shape
+
+if importlib.util.find_spec("hf_olmo") is None:  # mlx-lm's olmo exits where it is missing, and uses nothing of it
+    sys.modules["hf_olmo"] = ModuleType("hf_olmo")
 
 
 def stock_model(config: dict[str, Any]) -> nn.Module:
