@@ -20,7 +20,7 @@ from .memory import available
 #: a GPU with much of it gets more.
 GIGABYTES, MANY_GIGABYTES = 0.5, 4.0
 MUCH_MEMORY = 32e9
-REPEAT = 7
+REPEAT = 5
 
 
 @dataclass(frozen=True)
