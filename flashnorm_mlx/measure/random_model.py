@@ -65,7 +65,7 @@ def write_random(
     mx.random.seed(0)
     model = stock_model(config)
     shapes = {name: value.shape for name, value in named_arrays(model)}
-    gains = {name: mx.random.uniform(0.5, 1.5, shape) for name, shape in shapes.items() if "norm" in name}
+    gains = {name: mx.random.uniform(0.5, 1.5, shape) for name, shape in shapes.items() if is_gain(name, shape)}
     if converted:
         for name, plus_one in folded_gains(config, list(shapes)):
             gains[name] = fold.identity_gain(gains[name], plus_one=plus_one)
@@ -80,16 +80,21 @@ def write_random(
     return folder
 
 
-def folded_gains(config: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
-    """The gains that folding a checkpoint with these tensors takes away, and whether the gain is 1 + w.
+def is_gain(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a norm's gain: the only weights that are no matrices."""
+    return name.endswith(".weight") and len(shape) == 1
 
-    None for a family that we don't run.
+
+def folded_gains(config: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
+    """The gains that a converted checkpoint with these tensors has no more, and whether the gain is 1 + w.
+
+    None for a family that we don't run, or whose LayerNorms ``convert`` leaves as they are.
     """
     if config["model_type"] not in architectures.supported():
         return []
     family = architectures.find(config["model_type"])
     plan = family.Model(family.Config.from_dict(config)).plan(names)
-    return sorted({(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values()})
+    return sorted({(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values() if not step.fold.centres})
 
 
 def scratch_root(needed: int) -> str:
