@@ -94,7 +94,9 @@ def folded_gains(config: dict[str, Any], names: list[str]) -> list[tuple[str, bo
         return []
     family = architectures.find(config["model_type"])
     plan = family.Model(family.Config.from_dict(config)).plan(names)
-    return sorted({(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values() if not step.fold.centres})
+    return sorted(
+        {(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values() if not step.fold.centres}
+    )
 
 
 def scratch_root(needed: int) -> str:

@@ -18,7 +18,7 @@ from .memory import available
 
 #: GiB to measure with: more than any cache holds. A fast memory is done with them as soon as a kernel has started, so
 #: a GPU with much of it gets more.
-GIGABYTES, MANY_GIGABYTES = 0.5, 4.0
+GIGABYTES, MANY_GIGABYTES = 0.5, 2.0
 MUCH_MEMORY = 32e9
 REPEAT = 5
 
