@@ -1,6 +1,6 @@
 """All experiments, one after another; then the READMEs' tables.
 
-    make bench                    on a GPU some 15 minutes: what norms cost there; on a CPU: quality, and decoding
+    make bench                    on a GPU, sized for 20 minutes: what norms cost; on a CPU: quality, and decoding
     make bench ARGS=--quick       the scripts themselves, on tiny models, into a new folder; a few minutes on a CPU
 
 What a GPU measures says nothing on a CPU, and quality is the same on both, so each is run in one place only. A script
