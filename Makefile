@@ -3,7 +3,7 @@
 PYTHON = .venv/bin/python
 # More to install: make demo EXTRAS=cuda13
 EXTRAS =
-# More for pytest: make test ARGS="-k fold -x"
+# More for pytest and the benchmarks: make test ARGS="-k fold -x"
 ARGS =
 
 # Any Python can run the bootstrap script, which finds a fitting one, or says what to install.
@@ -46,8 +46,8 @@ fmt: venv-dev ## Format the code, and fix what can be fixed
 	@$(PYTHON) -m ruff format
 	@$(PYTHON) -m ruff check --fix
 
-bench: venv ## Run the benchmarks, and put their tables into the README
-	@for script in decode quality tables; do $(PYTHON) bench/$$script.py || exit 1; done
+bench: venv ## Run the experiments, and put their tables into the READMEs (ARGS=--quick: only see that they run)
+	@$(PYTHON) bench/all.py $(ARGS)
 
 mutants: venv-dev ## See whether the tests notice changed kernels (ARGS="--file rows.msl --limit 20")
 	@$(PYTHON) tests/msl/mutate.py $(ARGS)

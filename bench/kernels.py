@@ -1,6 +1,7 @@
 """The operations of one decode step, each on its own: MLX's sequence of kernels, ours, and what memory would allow.
 
-    python bench/kernels.py --shape SmolLM2-135M Llama-3.2-1B
+    python bench/kernels.py                                     needs a GPU: elsewhere there is nothing of ours
+    python bench/kernels.py --shape Qwen3-0.6B --depth 8192
 
 Every launch has weights of its own, 128 MB of them in all, so that none are in the cache. The floor is the bytes that
 a launch must read (weights, or the cached keys and values) over the measured bandwidth. MLX's side reads q, k and v,
@@ -25,17 +26,18 @@ if __name__ == "__main__":  # all launches of a measurement belong into one buff
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from contestants import described
 from mlx_lm.models.activations import swiglu
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 from random_model import read_shape, shape_name
 from record import results_folder, save_row
-from stopwatch import Stopwatch
+from reports import settled
+from stopwatch import Stopwatch, timed
 
 from flashnorm_mlx.kernels.attend import Heads, attend, default_layout, step_rows
 from flashnorm_mlx.kernels.packed import pack
 from flashnorm_mlx.kernels.project import project
+from flashnorm_mlx.measure.arms import described
 
 KEYS = ("shape", "dtype", "bits", "group_size", "batch", "depth", "operation")
 GROUP = 64
@@ -242,18 +244,13 @@ def _timed(watch: Stopwatch, operation: Operation, kernel: Callable[[mx.array, A
     """The launches' cost as a row has it, or the error."""
     count = max(64, len(operation.parts))
     parts = operation.parts * math.ceil(count / len(operation.parts))
-    try:
-        found = watch.launch(lambda x, i: kernel(x, parts[i]), operation.x, count)
-    except Exception as error:  # the other rows go on
-        return {"error": described(error)}
-    times = {"device_us": round(found.device_us, 3), "host_us": round(found.host_us, 3)}
-    return times | {"hidden": found.hidden, "launches": count}
+    return timed(watch, lambda x, i: kernel(x, parts[i]), operation.x, count) | {"launches": count}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--shape", nargs="+", required=True, help="names in models/shapes, or JSON files")
+    add("--shape", nargs="+", default=["SmolLM2-135M", "Llama-3.2-1B"], help="names in models/shapes, or JSON files")
     add("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     add("--bits", type=int, choices=(0, 4, 8), default=4, help="0: not quantised (default 4, groups of 64)")
     add("--batch", type=int, default=1, help="rows of activations (default 1)")
@@ -261,7 +258,10 @@ def main() -> None:
     add("--footprint", type=float, default=128, help="MB of weights that the launches go through (default 128)")
     add("--gigabytes", type=float, default=4, help="memory to measure the bandwidth with (default 4)")
     add("--out", type=Path, help="folder for gpu-kernels.json (default bench/results/<device>)")
+    add("--quick", action="store_true", help="a tiny shape, seconds on a CPU: whether it runs, not how fast")
     args = parser.parse_args()
+    if args.quick:
+        args = settled(args, dtype="float32", bits=0, depth=20, footprint=0.01, gigabytes=0.001)
     watch = Stopwatch(args.gigabytes)
     found = watch.bandwidth()
     print(f"bandwidth: {found['read'] / 1e9:.0f} GB/s read, {found['copy'] / 1e9:.0f} GB/s copied", flush=True)

@@ -1,6 +1,6 @@
 """What folding and quantising cost the demo: perplexity of its held-out text, and where tokens differ.
 
-    python bench/quality.py          writes bench/results/<device>/quality.json
+    python bench/quality.py          writes bench/results/<device>/quality.json; some minutes on a CPU
 
 Six forms of one checkpoint, all computed in float32 from the file's values, so that only the weights differ: bf16 as
 shipped and folded (rounded to bf16 again), 8 and 4 bits by stock mlx-lm, and folded-then-quantised.
@@ -8,22 +8,25 @@ shipped and folded (rounded to bf16 again), 8 and 4 bits by stock mlx-lm, and fo
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from decode import rewrite
 from mlx_lm.generate import generate_step
 from record import ROOT, results_folder
+from reports import quiet
 
 from flashnorm_mlx import convert, load
 from flashnorm_mlx.info import device_name
 from flashnorm_mlx.loader import load_model, load_tokenizer
+from flashnorm_mlx.measure.source import quantised
 from flashnorm_mlx.verify import read_ids
 
 DEMO = ROOT / "models" / "demo"
@@ -62,19 +65,29 @@ def opening_prompts(count: int) -> list[list[int]]:
     return [tokenizer.apply_chat_template([m], add_generation_prompt=True) for m in openings]
 
 
+def stock(folder: Path, bits: int) -> Path:
+    """The demo as stock mlx-lm quantises it."""
+    return quantised(DEMO, folder, Namespace(dtype="bfloat16", bits=bits, group_size=64), quiet)
+
+
 def main() -> None:
-    ids = read_ids(DEMO / "heldout.jsonl", load_tokenizer(DEMO))[: 24 * WINDOW + 1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for quality.json")
+    parser.add_argument("--quick", action="store_true", help="of a little text: whether it runs")
+    args = parser.parse_args()
+    windows, count = (1, 1) if args.quick else (24, 60)
+    ids = read_ids(DEMO / "heldout.jsonl", load_tokenizer(DEMO))[: windows * WINDOW + 1]
     wanted = mx.array([ids[i + 1 : i + WINDOW + 1] for i in range(0, len(ids) - WINDOW, WINDOW)])
     with tempfile.TemporaryDirectory() as scratch:
         forms = {
             "bf16, stock": DEMO,
             "bf16, folded": convert(DEMO, Path(scratch) / "folded", quantize=False),
-            "8-bit, stock": rewrite(DEMO, Path(scratch) / "stock8", mx.bfloat16, 8),
+            "8-bit, stock": stock(Path(scratch) / "stock8", 8),
             "8-bit, folded": convert(DEMO, Path(scratch) / "ours8", bits=8),
-            "4-bit, stock": rewrite(DEMO, Path(scratch) / "stock4", mx.bfloat16, 4),
+            "4-bit, stock": stock(Path(scratch) / "stock4", 4),
             "4-bit, folded": convert(DEMO, Path(scratch) / "ours4"),
         }
-        prompts = opening_prompts(60)
+        prompts = opening_prompts(count)
         reference: mx.array | None = None
         expected: list[list[int]] = []
         rows: list[dict[str, Any]] = []
@@ -106,7 +119,7 @@ def main() -> None:
         "window": WINDOW,
         "rows": rows,
     }
-    target = results_folder() / "quality.json"
+    target = args.out / "quality.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

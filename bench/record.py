@@ -1,6 +1,7 @@
 """Result files: which device they belong to, what they were measured with, and how rows join those that are there.
 
-python bench/record.py FILE...      takes over rows that were measured on another machine, into bench/results
+python bench/record.py FILE...      takes over what was measured on another machine, into bench/results: a report of
+                                    `flashnorm bench` as it is, rows into the file of their name
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from flashnorm_mlx.info import device_name
+from flashnorm_mlx.measure.files import SCHEMA, as_json, write
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -69,9 +71,14 @@ def _merge(target: Path, new: dict[str, Any]) -> None:
 def main() -> None:
     for name in sys.argv[1:]:
         found = json.loads(Path(name).read_text(encoding="utf-8"))
-        target = RESULTS / folder_of(found["device"]) / Path(name).name
-        _merge(target, found)
-        print(f"{target.relative_to(ROOT)}: {len(found['rows'])} rows taken over")
+        is_report = found.get("schema") == SCHEMA
+        target = RESULTS / folder_of((found["machine"] if is_report else found)["device"]) / Path(name).name
+        if is_report:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(as_json(found), str(target))
+        else:
+            _merge(target, found)
+        print(f"{target}: {len(found['rows'])} rows taken over")
 
 
 if __name__ == "__main__":

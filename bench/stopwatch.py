@@ -11,9 +11,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
+from flashnorm_mlx.measure.arms import described
 from flashnorm_mlx.measure.traffic import read_and_copy
 
 
@@ -90,6 +92,16 @@ class Stopwatch:
         handed_over = time.perf_counter()
         mx.eval(arrays)
         return time.perf_counter() - start, handed_over - middle
+
+
+def timed(watch: Stopwatch, step: Callable[[mx.array, int], mx.array], x: mx.array, count: int) -> dict[str, Any]:
+    """The launches' cost as a row of a result has it, or the error."""
+    try:
+        found = watch.launch(step, x, count)
+    except Exception as error:  # the other rows go on
+        return {"error": described(error)}
+    times = {"device_us": round(found.device_us, 3), "host_us": round(found.host_us, 3)}
+    return times | {"hidden": found.hidden}
 
 
 @mx.compile

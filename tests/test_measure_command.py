@@ -73,6 +73,7 @@ def test_json_on_standard_output_is_clean(
             assert arm["peak_bytes"] >= arm["active_bytes"] > 0
             assert arm["first_run_s"] > 0
             assert ("bandwidth" in arm) == (row["test"] == "decode")
+            assert ("launches" in arm) == (row["test"] == "decode")
             assert ("first_token_s" in arm) == (row["test"] != "decode")
 
 
@@ -113,6 +114,8 @@ def test_all_formats(capsys: pytest.CaptureFixture[str], shape: str, tmp_path: P
         arm = row["arms"][line["arm"]]
         assert line["tokens_per_second_median"] == arm["tokens_per_second"]["median"]
         assert line["over_baseline"] == arm["over_baseline"]["value"]
+        assert line.get("launches") == arm.get("launches")
+        assert (cells["launches"] or None) == (str(arm["launches"]) if "launches" in arm else None)
         assert float(cells["tokens_per_second_median"]) == line["tokens_per_second_median"]
         assert not any(isinstance(value, dict | list) for value in line.values())
     markdown = names["markdown"].read_text()

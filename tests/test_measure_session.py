@@ -31,10 +31,23 @@ def test_speeds_ratios_and_share() -> None:
         assert arm["tokens_per_second"]["median"] == pytest.approx(1 / seconds)
         assert arm["over_mlx_lm"]["value"] == pytest.approx(2 / seconds)
         assert arm["over_baseline"]["value"] == pytest.approx(1.5 / seconds)
+        assert arm["over_none"]["value"] == pytest.approx(1 / seconds)
         assert arm["bytes_per_token"] == 825
         assert arm["bandwidth_share"] == pytest.approx(0.825 / seconds)
     assert row["recovered"]["value"] == pytest.approx(0.8)
     assert row["warnings"] == []
+
+
+def test_launches_are_counted_once_for_each_arm_and_only_of_decoding() -> None:
+    counted: list[Any] = []
+    taking = session(launches=lambda model, trial, vocabulary, timer: counted.append(model) or len(counted))
+    row = taking.row(DECODE)
+    assert row is not None
+    assert [arm["launches"] for arm in row["arms"].values()] == [1, 2, 3, 4]
+    assert counted == list(taking.models.values())
+    row = taking.row(Trial("prefill", 8, 0, 0, 1))
+    assert row is not None
+    assert not any("launches" in arm for arm in row["arms"].values())
 
 
 def test_compilation_is_reported_apart() -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from ..errors import FlashNormError
 from . import files, machine
 from .arms import Progress, load_all
+from .launches import launches
 from .loop import Timer, Trial, trials
 from .report import show
 from .session import Session
@@ -108,6 +109,7 @@ def measure(args: Namespace, planned: list[Trial], source: Source, timer: Timer,
             delay=args.delay,
             traffic=source.traffic,
             bandwidth=max(memory.values()),
+            launches=launches,
             timer=timer,
             progress=progress,
         )

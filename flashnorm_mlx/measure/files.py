@@ -23,9 +23,10 @@ version; none is removed or changes its meaning.
         tokens_per_second       median, mean, sd, runs (one for each repetition, in their order)
         first_token_s           median, mean, sd: time to first token (prefill and generate)
         first_run_s             of the warm-up, compilation included
-        over_baseline, over_mlx_lm      value, low, high: median of the ratios within a repetition
+        over_baseline, over_mlx_lm, over_none   value, low, high: median of the ratios within a repetition
         active_bytes, peak_bytes        the model's, and at most, without the other arms
         bytes_per_token, bandwidth, bandwidth_share     decode: bytes read, those a second, and over the measured one
+        launches                decode: operations that one step hands to the device (launches.py says what counts)
       recovered         value, low, high: (baseline − flashnorm) / (baseline − none), in seconds; null where
                         baseline − none can't be told from zero
       drift             last repetitions' speed over the first's, less 1

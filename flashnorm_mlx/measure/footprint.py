@@ -69,7 +69,8 @@ def _nbytes(name: str, array: mx.array, bits: int, group_size: int) -> float:
 def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     weights = [a for name, a in read.items() if name.endswith("weight")]
     projections = sum(a.ndim >= 2 for a in weights)
-    norms = sum(a.ndim == 1 for a in weights)
+    weightless = sum(isinstance(m, LayerNorm) and "weight" not in m for _, m in model.named_modules())
+    norms = sum(a.ndim == 1 for a in weights) + weightless
     blocks = model.args.num_hidden_layers
     stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
     out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}

@@ -74,7 +74,7 @@ def prefill(model: Any, ids: mx.array, cache: list, timer: Timer) -> Sample:
     for at in range(0, ids.shape[1] - 1, CHUNK):
         model(ids[:, at : min(at + CHUNK, ids.shape[1] - 1)], cache=cache)
         timer.finish([c.state for c in cache])
-    timer.finish(_next(model, ids[:, -1:], cache))
+    timer.finish(next_token(model, ids[:, -1:], cache))
     seconds = timer.clock() - start
     return Sample(ids.size, seconds, seconds)
 
@@ -84,7 +84,7 @@ def decode(model: Any, y: mx.array, cache: list, tokens: int, timer: Timer) -> S
     timer.finish(y, [c.state for c in cache])
     start = timer.clock()
     for _ in range(tokens):
-        following = _next(model, y, cache)
+        following = next_token(model, y, cache)
         timer.launch(following)
         timer.wait(y)
         y = following
@@ -111,7 +111,8 @@ def _steps(model: Any, ids: mx.array, tokens: int, cache: list) -> Iterator[Any]
     return generate_step(ids[0], model, max_tokens=tokens, prompt_cache=cache, prefill_step_size=CHUNK)
 
 
-def _next(model: Any, ids: mx.array, cache: list) -> mx.array:
+def next_token(model: Any, ids: mx.array, cache: list) -> mx.array:
+    """The likeliest token behind each row of ``ids [B, L]``, ``[B, 1]``; lazy."""
     return mx.argmax(model(ids, cache=cache)[:, -1], axis=-1, keepdims=True)
 
 
@@ -127,13 +128,17 @@ class Trial:
 
     def run(self, model: Any, vocabulary: int, timer: Timer) -> Sample:
         """Measure it once, from a fresh cache; the positions before are filled in before the clock starts."""
-        ids = prompt_ids(self.batch, self.depth + max(self.prompt, 1), vocabulary)
         if self.kind == "generate":
-            return generate(model, ids, self.generated, timer)
-        cache = filled_cache(model, ids[:, : self.depth], timer)
+            return generate(model, prompt_ids(self.batch, self.prompt, vocabulary), self.generated, timer)
+        ids, cache = self.start(model, vocabulary, timer)
         if self.kind == "prefill":
-            return prefill(model, ids[:, self.depth :], cache, timer)
-        return decode(model, ids[:, self.depth :], cache, self.generated, timer)
+            return prefill(model, ids, cache, timer)
+        return decode(model, ids, cache, self.generated, timer)
+
+    def start(self, model: Any, vocabulary: int, timer: Timer) -> tuple[mx.array, list]:
+        """The tokens that are timed, ``[batch, prompt or 1]``, and a cache that holds ``depth`` others."""
+        ids = prompt_ids(self.batch, self.depth + max(self.prompt, 1), vocabulary)
+        return ids[:, self.depth :], filled_cache(model, ids[:, : self.depth], timer)
 
     def __str__(self) -> str:
         sizes = {"prompt": self.prompt, "generated": self.generated, "depth": self.depth}

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import FlashNormError
+from .files import SCHEMA
 from .footprint import Footprint, footprint
-from .shapes import read_shape
+from .shapes import read_shape, shape_names
 
 #: The paper's §6: OpenELM-270M, 4 bits, on an M1 MacBook Air, in tokens a second. "When we remove RMSNorm entirely" is
 #: read as all of them: two and the two of q and k in each block, and the last.
@@ -130,24 +131,27 @@ def typical_error(checks: Sequence[Check]) -> float:
     return statistics.median(abs(check.error) for check in checks)
 
 
-def samples_of(result: dict[str, Any], arm: str) -> list[Sample]:
-    """An arm's rows of a gpu-decode.json, as far as they were measured and their launches can be counted."""
+def samples_of(reports: Sequence[dict[str, Any]], arm: str) -> list[Sample]:
+    """An arm's decode rows of reports on shapes, batch 1, as far as they were measured and launches can be counted."""
     out = []
-    for row in result["rows"]:
-        found = row["contestants"].get(arm, {})
-        model = footprint(
-            read_shape(row["shape"]), bits=row["bits"] or 0, group_size=row["group_size"] or 64, depth=row["depth"]
-        )
-        if "tokens_per_second" in found and arm in model.launches:
-            speed = found["tokens_per_second"]
-            out.append(Sample(row["shape"], row["depth"], model.bytes, model.launches[arm], speed))
+    for report in reports:
+        about = report["model"]
+        for row in report["rows"]:
+            found = row["arms"].get(arm, {}).get("tokens_per_second")
+            if row["test"] != "decode" or row["batch"] != 1 or found is None:
+                continue
+            sizes = {"bits": about["bits"] or 0, "group_size": about["group_size"] or 64, "depth": row["depth"]}
+            model = footprint(read_shape(about["name"]), **sizes)
+            if arm in model.launches:
+                out.append(Sample(about["name"], row["depth"], model.bytes, model.launches[arm], found["median"]))
     return out
 
 
-def measured_rows(device: str = "nvidia-h200") -> dict[str, Any] | None:
-    """The committed gpu-decode.json of a device; None where the package isn't in a clone."""
-    file = Path(__file__).parents[2] / "bench" / "results" / device / "gpu-decode.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def measured_reports(device: str = "nvidia-h200") -> list[dict[str, Any]]:
+    """The committed reports on shapes of a device; none where the package isn't in a clone."""
+    found = (Path(__file__).parents[2] / "bench" / "results" / device).glob("*.json")
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(found)]
+    return [r for r in reports if r.get("schema") == SCHEMA and r["model"]["name"] in shape_names()]
 
 
 def apple_chips() -> list[Machine]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +19,9 @@ from .. import architectures, fold
 from ..architectures.base import named_arrays
 from ..errors import FlashNormError
 from .shapes import read_shape
+
+if importlib.util.find_spec("hf_olmo") is None:  # mlx-lm's olmo exits where it is missing, and uses nothing of it
+    sys.modules["hf_olmo"] = ModuleType("hf_olmo")
 
 
 def stock_model(config: dict[str, Any]) -> nn.Module:
@@ -59,7 +65,7 @@ def write_random(
     mx.random.seed(0)
     model = stock_model(config)
     shapes = {name: value.shape for name, value in named_arrays(model)}
-    gains = {name: mx.random.uniform(0.5, 1.5, shape) for name, shape in shapes.items() if "norm" in name}
+    gains = {name: mx.random.uniform(0.5, 1.5, shape) for name, shape in shapes.items() if is_gain(name, shape)}
     if converted:
         for name, plus_one in folded_gains(config, list(shapes)):
             gains[name] = fold.identity_gain(gains[name], plus_one=plus_one)
@@ -74,16 +80,23 @@ def write_random(
     return folder
 
 
-def folded_gains(config: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
-    """The gains that folding a checkpoint with these tensors takes away, and whether the gain is 1 + w.
+def is_gain(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a norm's gain: the only weights that are no matrices."""
+    return name.endswith(".weight") and len(shape) == 1
 
-    None for a family that we don't run.
+
+def folded_gains(config: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
+    """The gains that a converted checkpoint with these tensors has no more, and whether the gain is 1 + w.
+
+    None for a family that we don't run, or whose LayerNorms ``convert`` leaves as they are.
     """
     if config["model_type"] not in architectures.supported():
         return []
     family = architectures.find(config["model_type"])
     plan = family.Model(family.Config.from_dict(config)).plan(names)
-    return sorted({(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values()})
+    return sorted(
+        {(f"{step.norm}.weight", step.fold.plus_one) for step in plan.gain_of.values() if not step.fold.centres}
+    )
 
 
 def scratch_root(needed: int) -> str:

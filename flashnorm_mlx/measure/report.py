@@ -9,7 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-HEAD = ("test", "arm", "tok/s", "mean ± sd", "× baseline", "× mlx-lm", "first token", "GB/s", "of memory's", "peak MB")
+HEAD = (
+    *("test", "arm", "tok/s", "mean ± sd", "× baseline", "× mlx-lm"),
+    *("first token", "GB/s", "of memory's", "peak MB", "launches"),
+)
 
 #: Columns that a narrow terminal has room for, and how wide one must be for all.
 FEW, WIDE = (0, 1, 2, 4, 5), 120
@@ -78,6 +81,7 @@ def cells(row: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{found['bandwidth'] / 1e9:.3g}" if "bandwidth" in found else "",
                 f"{100 * share:.0f} %" if share else "",
                 f"{found['peak_bytes'] / 1e6:.0f}",
+                str(found.get("launches", "")),
             )
         )
     return lines

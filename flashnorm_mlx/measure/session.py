@@ -30,6 +30,8 @@ class Session:
     traffic: Traffic | None = None
     #: Bytes a second that the memory gives.
     bandwidth: float | None = None
+    #: Counts the operations of a step, see :func:`launches.launches`.
+    launches: Callable[[Any, Trial, int, Timer], int] | None = None
     timer: Timer = field(default_factory=Timer)
     sleep: Callable[[float], None] = time.sleep
     progress: Progress = lambda word, done, total: None
@@ -85,6 +87,8 @@ class Session:
         seen["first_run_s"] = sample.seconds
         seen["active_bytes"] = model_bytes
         seen["peak_bytes"] = model_bytes + max(0, mx.get_peak_memory() - active)
+        if trial.kind == "decode" and self.launches is not None:
+            seen["launches"] = self.launches(self.models[name], trial, self.vocabulary, self.timer)
 
     def _summed_up(
         self, trial: Trial, runs: dict[str, list[Sample]], seen: dict[str, dict[str, Any]]
@@ -99,7 +103,7 @@ class Session:
             firsts = [s.first_token_s for s in runs[name] if s.first_token_s is not None]
             if firsts:
                 arms[name]["first_token_s"] = summary(firsts)
-            for other, key in (("baseline", "over_baseline"), ("mlx-lm", "over_mlx_lm")):
+            for other, key in (("baseline", "over_baseline"), ("mlx-lm", "over_mlx_lm"), ("none", "over_none")):
                 if other in speeds:
                     arms[name][key] = paired_ratio(speeds[name], speeds[other])
             if trial.kind == "decode":

@@ -19,7 +19,7 @@ from .predict import (
     cross_checked,
     fitted,
     machines,
-    measured_rows,
+    measured_reports,
     published,
     samples_of,
     typical_error,
@@ -109,14 +109,14 @@ def prediction(shape: str, *, bits: int = 4, depth: int = 0, plot: str | None = 
 
 def check() -> RenderableType:
     """The model against the H200's measured rows, each shape predicted from the others."""
-    result = measured_rows()
-    if result is None:
+    reports = measured_reports()
+    if not reports:
         return Text("not checked here: the measured rows (bench/results) are in the repository only")
     bandwidth = machines()["NVIDIA H200"].bandwidth
     table = Table("arm", "shape", *right("depth", "measured", "predicted", "error"), title="tokens/s")
     lines = []
     for arm in CHECKED_ARMS:
-        samples = samples_of(result, arm)
+        samples = samples_of(reports, arm)
         checks = cross_checked(samples, bandwidth)
         for c in checks:
             s = c.sample
