@@ -1,0 +1,155 @@
+"""Sequences of different lengths at once, decoded by kernels: their cache against mlx-lm's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from checkpoints import relative_error
+from decode_runs import TOLERANCE, checkpoint, fused, tokens, untraced
+from kernel_runs import DEVICES
+from mlx_lm.generate import BatchGenerator
+from mlx_lm.models import cache as stock
+from mlx_lm.utils import load_model as load_stock
+
+from flashnorm_mlx.architectures import decode, steps
+from flashnorm_mlx.architectures.decode import DecodeStep
+from flashnorm_mlx.batched import BatchKVCache
+from flashnorm_mlx.kernels.attend import TAIL
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    with untraced(request.param) as name:
+        yield name
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the passes that kernels made; batches are left to them from the first step on."""
+    made: list[tuple[int, ...]] = []
+    original = DecodeStep.__call__
+    monkeypatch.setattr(decode, "PATIENCE", 0)
+    monkeypatch.setattr(DecodeStep, "__call__", lambda self, ids, c: made.append(ids.shape) or original(self, ids, c))
+    return made
+
+
+def batch_of(model: Any, lengths: list[int]) -> list:
+    """A batch's cache: prompts of these lengths, each gone through on its own."""
+    alone = []
+    for i, length in enumerate(lengths):
+        cache = stock.make_prompt_cache(model)
+        model(tokens(50)[:, i : i + length], cache=cache)
+        mx.eval([c.state for c in cache])
+        alone.append(cache)
+    return [layers[0].merge(layers) for layers in zip(*alone, strict=True)]
+
+
+def decoded(model: Any, cache: list, count: int, length: int = 1) -> mx.array:
+    rows = cache[0].left_padding.size
+    ids = tokens(200, rows)
+    outputs = [model(ids[:, i * length : (i + 1) * length], cache=cache) for i in range(count)]
+    mx.eval(outputs)
+    return mx.concatenate(outputs, axis=1)
+
+
+def gone_through(model: Any) -> list[mx.array]:
+    """Logits of steps, with everything between them that mlx-lm does with a batch."""
+    cache = batch_of(model, [9, 21, 14])
+    outputs = [decoded(model, cache, TAIL + 3)]
+    for c in cache:
+        c.filter([0, 2])  # of 21 the longest is gone, and with it padding
+    outputs.append(decoded(model, cache, 3, length=2))
+    stock.trim_prompt_cache(cache, 4)
+    outputs.append(decoded(model, cache, 2))
+    for c, other in zip(cache, batch_of(model, [30]), strict=True):
+        c.extend(other)
+    outputs.append(decoded(model, cache, 5))
+    assert [n.item() for n in cache[0].offset] == [53, 58, 35]
+    single = [c.extract(1) for c in cache]
+    outputs.append(model(tokens(1), cache=single))
+    return outputs
+
+
+@pytest.mark.parametrize(("family", "bits"), [("llama", None), ("qwen3", 4), ("gpt2", None)])
+def test_against_stock(family: str, bits: int | None, tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m", family, bits)
+    model = fused(path)
+    passes.clear()
+    got, want = gone_through(model), gone_through(load_stock(path)[0])
+    # one more of each new shape, which is tried on an empty cache
+    made = [(3, 1)] * (TAIL + 4) + [(2, 2)] * 4 + [(2, 1)] * 3 + [(3, 1)] * 5 + [(1, 1)]
+    assert passes == made
+    assert max(relative_error(a, b) for a, b in zip(got, want, strict=True)) <= TOLERANCE
+
+
+def test_mlx_lms_batch_generator(tmp_path: Path, device: str, passes: list) -> None:
+    """As the server runs it: requests of several lengths, one of which joins later and one of which ends earlier."""
+
+    def answers(model: Any) -> dict[int, list[int]]:
+        generator = BatchGenerator(model, max_tokens=9, stop_tokens=[])
+        found: dict[int, list[int]] = {}
+        prompts = [tokens(50)[0, :length].tolist() for length in (9, 21)]
+        generator.insert(prompts, max_tokens=[4, 9])
+        for step in range(40):
+            if step == 4:
+                generator.insert([tokens(40)[0, 20:].tolist()])
+            prompt, generated = generator.next()
+            for r in generated:
+                found.setdefault(r.uid, []).append(r.token)
+            if step > 4 and not prompt and not generated:
+                break
+        return found
+
+    path = checkpoint(tmp_path / "m")
+    model = fused(path)
+    passes.clear()
+    got = answers(model)
+    assert {len(row) for row in got.values()} == {4, 9} and len(got) == 3
+    assert {rows for rows, _ in passes} >= {1, 2}
+    assert got == answers(load_stock(path)[0])
+
+
+def test_what_mlx_lm_sees(tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m")
+    model, theirs = fused(path), load_stock(path)[0]
+    cache, plain = batch_of(model, [9, 4]), batch_of(theirs, [9, 4])
+    for m, c in ((model, cache), (theirs, plain)):
+        decoded(m, c, 5)
+    assert type(cache[0]) is BatchKVCache and cache[0].buffer is not None
+    assert cache[0].size() == plain[0].size() and not cache[0].empty() and cache[0].nbytes > 0
+    assert cache[0].offset.tolist() == plain[0].offset.tolist() == [14, 9]
+    assert cache[0].buffer is not None, "nothing of this gives the buffer back"
+    other = copy.deepcopy(cache)
+    for mine, whole in zip(other[0].state[:2], plain[0].state[:2], strict=True):
+        assert relative_error(mine[..., :14, :], whole[..., :14, :]) <= TOLERANCE
+    assert relative_error(decoded(theirs, other, 3), decoded(theirs, plain, 3)) <= TOLERANCE
+
+
+def test_new_tokens_that_are_padding_are_left_to_mlx(tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m")
+    got = []
+    for model in (fused(path), load_stock(path)[0]):
+        passes.clear()
+        cache = [stock.BatchKVCache([2, 0]) for _ in model.layers]
+        got.append(model(tokens(3, 2), cache=cache)[:, -1])
+        assert passes == []
+    assert relative_error(*got) <= TOLERANCE
+
+
+@pytest.mark.parametrize("wrong", ["padding", "positions"])
+def test_control_rows_that_are_taken_for_one_another(
+    wrong: str, tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = steps.step_rows
+    if wrong == "padding":
+        monkeypatch.setattr(steps, "step_rows", lambda *given: original(*given[:-1], 0))
+    else:
+        monkeypatch.setattr(steps, "step_rows", lambda *g: original(*g[:4], 0 * g[4] + g[4][:, :1], *g[5:]))
+    path = checkpoint(tmp_path / "m")
+    got, want = (decoded(m, batch_of(m, [9, 4]), 3) for m in (fused(path), load_stock(path)[0]))
+    assert relative_error(got, want) > 1e-3
