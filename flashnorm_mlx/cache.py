@@ -26,6 +26,8 @@ class KVCache(stock.KVCache):
 
     #: Tokens in front of each sequence that are none; empty: there are no such.
     padding: tuple[int, ...] = ()
+    #: Of the kernels' last step on it; None: something else has been done to it since.
+    mark: object = None
 
     def __init__(self) -> None:
         self.buffer: mx.array | None = None
@@ -51,6 +53,7 @@ class KVCache(stock.KVCache):
 
     def hold(self, buffer: mx.array | None) -> None:
         """Take over a buffer."""
+        self.mark = None
         self.buffer = buffer
         self.room = None if buffer is None else room_of(buffer)
 
@@ -65,6 +68,7 @@ class KVCache(stock.KVCache):
 
     def settle(self) -> None:
         """Append what waits in the tail to the buffer."""
+        self.mark = None
         if self.waiting:
             assert self.buffer is not None and self.tail is not None
             _, batch, heads, _, dim = self.buffer.shape
@@ -81,9 +85,9 @@ class KVCache(stock.KVCache):
         if self.waiting + length > TAIL:
             self.settle()
 
-    def wait(self, tail: mx.array, length: int) -> None:
-        """Take over a tail that has ``length`` more tokens in it."""
-        self.tail = tail
+    def wait(self, tail: mx.array, length: int, mark: object = None) -> None:
+        """Take over a tail that has ``length`` more tokens in it, from a step of this ``mark``."""
+        self.tail, self.mark = tail, mark
         self.waiting += length
         self.offset += length
 
@@ -148,6 +152,7 @@ class KVCache(stock.KVCache):
         return self.offset
 
     def trim(self, n: int) -> int:
+        self.mark = None
         n = min(self.offset, n)
         self.offset -= n
         self.waiting = max(0, self.waiting - n)

@@ -22,6 +22,8 @@ class Lent:
 
     _keys: mx.array | None
     _values: mx.array | None
+    #: Of the kernels' last step on it; None: something else has been done to it since.
+    mark: object = None
 
     @classmethod
     def adopt(cls, cache: Any) -> None:
@@ -34,7 +36,7 @@ class Lent:
             setattr(cache, name, value)
 
     def _release_to(self, keys: mx.array | None, values: mx.array | None) -> None:
-        self._keys, self._values = keys, values
+        self._keys, self._values, self.mark = keys, values, None
         self.buffer: mx.array | None = None
         self.room: tuple[int, int, str] | None = None
         self.tail: mx.array | None = None
@@ -52,7 +54,7 @@ class Lent:
 
     def hold(self, buffer: mx.array) -> None:
         """Take over a buffer."""
-        self.buffer, self.room = buffer, room_of(buffer)
+        self.buffer, self.room, self.mark = buffer, room_of(buffer), None
 
     def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
@@ -61,14 +63,15 @@ class Lent:
         if self.waiting + length > TAIL:
             self.settle()
 
-    def wait(self, tail: mx.array, length: int) -> None:
-        """Take over a tail that has ``length`` more tokens in it."""
-        self.tail = tail
+    def wait(self, tail: mx.array, length: int, mark: object = None) -> None:
+        """Take over a tail that has ``length`` more tokens in it, from a step of this ``mark``."""
+        self.tail, self.mark = tail, mark
         self.waiting += length
         self._advance(length)
 
     def settle(self) -> None:
         """Append what waits in the tail to the buffer."""
+        self.mark = None
         if self.waiting:
             assert self.buffer is not None and self.tail is not None
             _, batch, heads, _, dim = self.buffer.shape

@@ -15,7 +15,7 @@ from mlx_lm.models import cache as stock
 
 from ..batched import BatchKVCache
 from ..cache import KVCache
-from ..kernels.attend import SHORT, default_layout
+from ..kernels.attend import SHORT, TAIL, default_layout
 from ..kernels.embed import embed
 from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
@@ -67,6 +67,10 @@ class DecodeStep:
         self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
+        #: Of the last step, which its caches bear, too.
+        self.mark: object = object()
+        #: That of its tokens.
+        self.shape: tuple[int, ...] = ()
         self.tried: dict[tuple[int, int, bool], str] = {}
         self.model = ref(model)
         own = ref(self)  # a compiled function that held this object would keep the weights in memory with it
@@ -83,28 +87,40 @@ class DecodeStep:
         if rows > 1 and self.seen[rows] < PATIENCE:
             self.seen[rows] += 1
             return False
+        if self.goes_on(ids, cache):
+            return True
         if not all(self.is_known(c, block) for c, block in zip(cache, self.blocks, strict=True)):
             return False
         for c in cache:
             if type(c) in OURS:
                 OURS[type(c)].adopt(c)
         first = cache[0]
-        if any(first.end + ids.shape[1] > table.packed.rows for table in self.tables[1:]):
+        if self.is_beyond_the_tables(ids, cache):
             return False
         if any(padding > first.end for padding in first.padding):  # new tokens that are none see nothing
             return False
         batch, length = ids.shape
         for c, group in zip(cache, self.group_of, strict=True):
             like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
-            if (c.end, c.waiting, c.padding) != (first.end, first.waiting, first.padding) or not c.fits(
-                batch, self.dtype
-            ):
+            if (c.end, c.waiting, c.padding) != (first.end, first.waiting, first.padding):
+                return False
+            if not c.fits(batch, self.dtype):
                 return False
             if (type(c), c.appended, c.room) != (type(like), like.appended, like.room):
                 return False
             if c.buffer is not None and c.buffer.size >= 2**31:  # the kernels count in 32 bits
                 return False
         return not self.failure(batch, length, max(c.capacity for c in cache))
+
+    def goes_on(self, ids: mx.array, cache: list) -> bool:
+        """Whether this is one more of the last step's kind, on caches that nobody has touched since."""
+        if ids.shape != self.shape or any(getattr(c, "mark", None) is not self.mark for c in cache):
+            return False
+        return not self.is_beyond_the_tables(ids, cache)
+
+    def is_beyond_the_tables(self, ids: mx.array, cache: list[Cache]) -> bool:
+        """Whether there are more tokens than a table of positions has rows."""
+        return any(cache[0].end + ids.shape[1] > table.packed.rows for table in self.tables[1:])
 
     def is_known(self, cache: Any, block: FusedBlock) -> bool:
         """Whether a layer's cache is of a kind that holds what its attention sees."""
@@ -152,14 +168,10 @@ class DecodeStep:
         return caches
 
     def __call__(self, ids: mx.array, cache: list[Cache]) -> mx.array:
-        batch, length = ids.shape
+        self.shape = batch, length = ids.shape
         ids = ids.view(mx.int32) if ids.dtype == mx.uint32 else ids.astype(mx.int32)  # one dtype, one kernel
-        for c, block in zip(cache, self.blocks, strict=True):
-            heads = block.heads
-            c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
-            if c.tail is None:  # as large as those to come, so that the graph is compiled once
-                size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
-                c.tail = mx.zeros(size, self.dtype)
+        if cache[0].mark is not self.mark or cache[0].waiting + length > TAIL:
+            self.make_room(batch, length, cache)
         padding = cache[0].padding or (0,) * batch
         steps = [
             rows(c.appended, c.waiting, c.capacity, c.end, length, padding)
@@ -168,9 +180,19 @@ class DecodeStep:
         positions = np.arange(cache[0].end, cache[0].end + length, dtype=np.int32) - np.int32(padding)[:, None]
         places = [ids] + [mx.array(positions) for _ in self.tables[1:]]
         logits, tails = self.compiled(places, steps, [c.buffer for c in cache], [c.tail for c in cache])
+        self.mark = object()
         for c, tail in zip(cache, tails, strict=True):
-            c.wait(tail, length)
+            c.wait(tail, length, self.mark)
         return logits
+
+    def make_room(self, batch: int, length: int, cache: list[Cache]) -> None:
+        """Room for the new tokens in each layer's tail."""
+        for c, block in zip(cache, self.blocks, strict=True):
+            heads = block.heads
+            c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
+            if c.tail is None:  # as large as those to come, so that the graph is compiled once
+                size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
+                c.tail = mx.zeros(size, self.dtype)
 
     def run(
         self, places: list[mx.array], steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]
