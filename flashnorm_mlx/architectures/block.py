@@ -79,10 +79,10 @@ class Block(nn.Module):
 
     def before(self, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
         """Up to the attention: queries, and new keys and values."""
-        return self[self._names.attention].qkv(self.parts.attention_norm, h, positions)  # type: ignore[no-any-return]
+        return self[self._names.attention].qkv(self.parts.attention_norm, h, positions)
 
     def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
-        return self[self._names.attention].attend(qkv, mask, cache)  # type: ignore[no-any-return]
+        return self[self._names.attention].attend(qkv, mask, cache)
 
     def behind(self, h: mx.array, a: mx.array) -> mx.array:
         """From the attention's output on."""

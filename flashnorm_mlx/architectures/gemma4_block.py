@@ -74,7 +74,7 @@ class Block(block.Block):
         q, *new = qkv
         if new:
             mask.kv = attention.remember(*new, cache)
-        return attention.attend(q, mask.kv, mask.mask)  # type: ignore[no-any-return]
+        return attention.attend(q, mask.kv, mask.mask)
 
     def behind(self, h: mx.array, a: mx.array, per_layer: mx.array | None = None) -> mx.array:
         """``per_layer [batch, length, layers, hidden_size_per_layer_input]``: what each layer has besides."""

@@ -8,6 +8,7 @@ it is built at once, and neighbouring elementwise operations are one.
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, ClassVar
 from weakref import ref
 
@@ -34,7 +35,7 @@ class PlainDecoder(Decoder):
         if cache and input_embeddings is None and inputs.size == 1 and mx.default_device() == mx.gpu:
             self._pieces = self._pieces or Pieces(self)
             return self._pieces(inputs, self.caches(cache))
-        if self._pieces is not None and self._pieces.is_stale():
+        if self._pieces is not None and inputs.shape[1] > 1 and self._pieces.is_stale():
             self._pieces = None
         h, *more = self.opened(inputs, input_embeddings)
         caches = self.caches(cache)
@@ -66,7 +67,7 @@ class Pieces:
         self.kinds = [block.kind for block in self.blocks]
         own = ref(self)
         self.first = mx.compile(lambda *arrays: own().opening(*arrays))  # type: ignore[union-attr]
-        self.between = [mx.compile(partial(_between, *pair)) for pair in zip(self.blocks, self.blocks[1:], strict=False)]
+        self.between = [mx.compile(partial(_between, *pair)) for pair in pairwise(self.blocks)]
         self.last = mx.compile(lambda *arrays: own().closing(*arrays))  # type: ignore[union-attr]
 
     def is_stale(self) -> bool:

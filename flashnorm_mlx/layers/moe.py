@@ -53,7 +53,7 @@ class Route(NamedTuple):
         """``Σ weight · y`` over each token's experts: ``[batch, length, n]``, in y's dtype."""
         y = y.squeeze(-2)
         if self.order is None:
-            return (self.weights[..., None, :].astype(y.dtype) @ y).squeeze(-2)
+            return (self.weights.astype(y.dtype)[..., None, :] @ y).squeeze(-2)
         y = mx.unflatten(y[mx.argsort(self.order)], 0, self.experts.shape)
         return (y * self.weights[..., None]).sum(axis=-2).astype(y.dtype)
 
@@ -61,13 +61,13 @@ class Route(NamedTuple):
 def gathered(layer: nn.Module, x: mx.array, experts: mx.array) -> mx.array:
     """``layer(x, experts)``, with the numbers of x's vectors made once: MLX makes and spreads them in every call."""
     if "bias" in layer or type(layer) not in (SwitchLinear, QuantizedSwitchLinear):
-        return layer(x, experts)  # type: ignore[no-any-return]
+        return layer(x, experts)
     rows = _rows(tuple(experts.shape), x.shape[-3])
     if type(layer) is SwitchLinear:
         weight = layer["weight"].swapaxes(-1, -2)
         return mx.gather_mm(x, weight, lhs_indices=rows, rhs_indices=experts)
     if getattr(layer, "global_scale", None) is not None:
-        return layer(x, experts)  # type: ignore[no-any-return]
+        return layer(x, experts)
     return mx.gather_qmm(
         x,
         layer["weight"],

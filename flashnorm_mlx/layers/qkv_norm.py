@@ -71,7 +71,7 @@ class QKVNormAttention(nn.Module):
     def qkv(self, norm: Norm, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
         """Norm → project → norm of each head → RoPE: ``[batch, heads, length, head_dim]`` each; q alone if it shares.
 
-        Gains of q_norm and k_norm go into RoPE's tables (§4.2); where nothing is owed, MLX's kernels are fewer launches.
+        Gains of q_norm and k_norm go into RoPE's tables (§4.2). Where nothing is owed, MLX's kernels do it.
         """
         y, s = norm(h, *self.qkv_layers)
         if s is None:
