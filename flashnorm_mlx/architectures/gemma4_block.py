@@ -58,7 +58,7 @@ class Block(block.Block):
             self.per_layer_projection = nn.Linear(args.hidden_size_per_layer_input, args.hidden_size, bias=False)
             self.post_per_layer_input_norm = post_norm()
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         h: mx.array,
         positions: Positions,
