@@ -84,9 +84,12 @@ def test_no_norm_arm_is_wrong_and_finite(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("options", [{}, MOE], ids=["dense", "experts"])
+@pytest.mark.parametrize("options", [{}, MOE | {"top_k_experts": 8}], ids=["dense", "experts"])
 def test_low_precision_is_no_worse_than_stock(options: dict[str, Any], dtype: mx.Dtype) -> None:
-    """Stock's experts are float32 only on the CPU; there, explicit norms of ours are the measure."""
+    """Stock's experts are float32 only on the CPU; there, explicit norms of ours are the measure.
+
+    All experts are chosen: where some are, one that is chosen for another makes more of a difference than precision.
+    """
     config = tiny_config(FAMILY, **options)
     stock, weights = stock_with_weights(config)
     low = {k: v.astype(dtype) for k, v in weights.items()}

@@ -111,7 +111,10 @@ class Decoder(nn.Module):
         for layer, c in zip(self.layers, cache, strict=True):
             window, rotation = kind = layer.kind
             if kind not in shared:
-                positions = Positions(rotation, 0 if c is None else c.offset, h.shape[1])
+                offset = 0 if c is None else c.offset
+                if isinstance(offset, mx.array):  # a batched cache adds to its own in place
+                    offset = mx.array(offset)
+                positions = Positions(rotation, offset, h.shape[1])
                 as_array = layer.needs_mask_array
                 shared[kind] = positions, create_attention_mask(h, c, window_size=window, return_array=as_array)
         return shared

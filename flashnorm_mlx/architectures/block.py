@@ -75,9 +75,18 @@ class Block(nn.Module):
                 self[name] = post_norm()
 
     def __call__(self, h: mx.array, positions: Positions, mask: Any = None, cache: Any = None) -> mx.array:
-        attention, mlp, attention_norm, mlp_norm, attention_post_norm, mlp_post_norm = self.parts
-        qkv = attention.qkv(attention_norm, h, positions)
-        a = attention.attend(qkv, mask, cache)
+        return self.behind(h, self.attend(self.before(h, positions), mask, cache))
+
+    def before(self, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
+        """Up to the attention: queries, and new keys and values."""
+        return self[self._names.attention].qkv(self.parts.attention_norm, h, positions)
+
+    def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
+        return self[self._names.attention].attend(qkv, mask, cache)
+
+    def behind(self, h: mx.array, a: mx.array) -> mx.array:
+        """From the attention's output on."""
+        attention, mlp, _, mlp_norm, attention_post_norm, mlp_post_norm = self.parts
         h = add(h, attention.o_proj(a), attention_post_norm)
         f = mlp.gate_up(mlp_norm, h)
         return add(h, mlp.down_proj(f), mlp_post_norm)

@@ -10,7 +10,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..kernels.packed import Uncovered
 from ..layers import moe, rope
 from ..layers.latent import ExpandedAttention, LatentAttention
 from ..layers.mlp import GatedMLP
@@ -18,8 +17,9 @@ from ..layers.norm import ARMS
 from ..plan import Fold, Plan, make_plan
 from . import config as base
 from . import latent_config, llama
-from .base import Decoder, named_arrays
+from .base import named_arrays
 from .block import Block
+from .plain import PlainDecoder
 
 #: ε of the latents' norms, whatever rms_norm_eps is.
 LATENT_EPS = 1e-6
@@ -89,7 +89,8 @@ class Config(latent_config.Config):
         return super().groups if self.topk_method == "group_limited_greedy" else (1, 1)
 
 
-class Model(Decoder):
+class Model(PlainDecoder):
+    UNCOVERED = "multi-head latent attention"
     args: latent_config.Config
 
     def block(self, index: int) -> Block:
@@ -134,9 +135,6 @@ class Model(Decoder):
 
     def rotation(self, index: int) -> rope.Rotation:
         return self._rotation
-
-    def fuse(self, *, measure: bool = False) -> None:
-        raise Uncovered("multi-head latent attention")
 
     def folds(self) -> tuple[Fold, ...]:
         """This model's norms; which there are, and who consumes them, depends on the config."""

@@ -1,9 +1,10 @@
-"""Gemma 4's block, and what goes from one to the next."""
+"""Gemma 4's block, and what the layers of one kind share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,19 +15,16 @@ from ..layers.qkv_norm import KV, QKVNormAttention
 from ..layers.rope import Positions
 from ..layers.routed import RoutedMLP, Router
 from . import block, gemma2
-from .block import Kind, Norm, add
+from .block import Norm, add
 from .gemma4_config import Config
 
 
-class Stream(NamedTuple):
-    """What goes from block to block: the residual, the inputs that each layer has besides, and what is shared.
+@dataclass
+class Seen:
+    """What the layers of one kind attend to in a pass: the newest of them that does not share left it."""
 
-    ``per_layer [batch, length, layers, hidden_size_per_layer_input]``; ``kvs`` has the newest layer's of each kind.
-    """
-
-    h: mx.array
-    per_layer: mx.array | None
-    kvs: dict[Kind, KV]
+    mask: Any
+    kv: KV | None = None
 
 
 class Block(block.Block):
@@ -60,16 +58,31 @@ class Block(block.Block):
             self.per_layer_projection = nn.Linear(args.hidden_size_per_layer_input, args.hidden_size, bias=False)
             self.post_per_layer_input_norm = post_norm()
 
-    def __call__(self, x: Stream, positions: Positions, mask: Any = None, cache: Any = None) -> Stream:  # type: ignore[override]
+    def __call__(
+        self,
+        h: mx.array,
+        positions: Positions,
+        mask: Any = None,
+        cache: Any = None,
+        per_layer: mx.array | None = None,
+    ) -> mx.array:
+        return self.behind(h, self.attend(self.before(h, positions), mask, cache), per_layer)
+
+    def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
+        """``mask``: a :class:`Seen`."""
         attention: Any = self.self_attn
-        q, *new = attention.qkv(self.input_layernorm, x.h, positions)
-        kvs = {**x.kvs, self.kind: attention.remember(*new, cache)} if new else x.kvs
-        a = attention.attend(q, kvs[self.kind], mask)
-        h = add(x.h, attention.o_proj(a), self.post_attention_layernorm)
+        q, *new = qkv
+        if new:
+            mask.kv = attention.remember(*new, cache)
+        return attention.attend(q, mask.kv, mask.mask)
+
+    def behind(self, h: mx.array, a: mx.array, per_layer: mx.array | None = None) -> mx.array:
+        """``per_layer [batch, length, layers, hidden_size_per_layer_input]``: what each layer has besides."""
+        h = add(h, self.self_attn.o_proj(a), self.post_attention_layernorm)
         h = add(h, self.feed_forward(h), self.post_feedforward_layernorm)
-        if x.per_layer is not None:
-            h = add(h, self.layer_input(h, x.per_layer[:, :, self.index]), self.post_per_layer_input_norm)
-        return Stream(h * self.layer_scalar, x.per_layer, kvs)
+        if per_layer is not None:
+            h = add(h, self.layer_input(h, per_layer[..., self.index, :]), self.post_per_layer_input_norm)
+        return h * self.layer_scalar
 
     def feed_forward(self, h: mx.array) -> mx.array:
         """The MLP, or the sum of MLP and experts, each normed."""

@@ -10,16 +10,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import FlashNormError
-from ..kernels.packed import Uncovered
 from ..layers import proportional, rope
 from ..layers.mlp import GatedMLP
 from ..layers.norm import PostNorm
 from ..layers.qkv_norm import QKVNormAttention
 from ..plan import Fold, Plan, Stored, make_plan
 from . import gemma2, llama
-from .base import Decoder
-from .gemma4_block import Block, Stream
+from .gemma4_block import Block, Seen
 from .gemma4_config import GLOBAL, LOCAL, Config
+from .plain import PlainDecoder
 
 __all__ = ["TINY", "Config", "Model"]
 
@@ -53,7 +52,8 @@ TINY: dict[str, Any] = {
 }
 
 
-class Model(Decoder):
+class Model(PlainDecoder):
+    UNCOVERED = "normed values and shared keys and values (gemma4_text)"
     args: Config
 
     def __init__(self, args: Config) -> None:
@@ -62,7 +62,8 @@ class Model(Decoder):
             stack, width = self.stack, args.num_hidden_layers * dims
             stack.embed_tokens_per_layer = nn.Embedding(args.vocab_size_per_layer_input, width)
             stack.per_layer_model_projection = nn.Linear(args.hidden_size, width, bias=False)
-            stack.per_layer_projection_norm = PostNorm(dims, args.rms_norm_eps)
+            # norm(y/√n; ε) = norm(y; nε): its input needs no factor
+            stack.per_layer_projection_norm = PostNorm(dims, args.rms_norm_eps * args.hidden_size)
 
     def block(self, index: int) -> Block:
         args = self.args
@@ -79,38 +80,27 @@ class Model(Decoder):
         mlp = GatedMLP(args.hidden_size, args.width_of(index), activation=args.activation)
         return Block(args, index, attention, mlp, self.norm, self.post_norm)
 
-    def __call__(
-        self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
-    ) -> mx.array:
-        """As every decoder's; ``cache`` has no entries for the last layers, which share earlier ones'."""
-        x = self.embed(inputs) if input_embeddings is None else self.stream(inputs, self.scaled(input_embeddings))
-        caches = [*(cache or [None] * self.args.first_shared)[: self.args.first_shared]]
-        caches += [None] * self.args.num_kv_shared_layers
-        context = self.context(x, caches)
-        for i, (layer, c) in enumerate(zip(self.layers, caches, strict=True)):
-            x = self.step(i, layer, x, context, c)
-        return self.head(x)
-
-    def embed(self, ids: mx.array) -> Stream:  # type: ignore[override]
-        return self.stream(ids, super().embed(ids))
-
-    def stream(self, ids: mx.array | None, h: mx.array) -> Stream:
+    def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
         """The residual, and every layer's own input: ``(norm(h Wᵀ/√n) + √p · table[ids]) / √2``, a row a layer."""
+        (h,) = super().opened(ids, embeddings)
         dims = self.args.hidden_size_per_layer_input
         if not dims:
-            return Stream(h, None, {})
+            return (h,)
         if ids is None:
             raise FlashNormError("input_embeddings alone are not supported: layers have inputs that go by token ids")
-        projected = self.stack.per_layer_model_projection(h) * self.args.hidden_size**-0.5
+        projected = self.stack.per_layer_model_projection(h)
         looked_up = self.stack.embed_tokens_per_layer(ids).astype(h.dtype) * dims**0.5
         projected, looked_up = (mx.unflatten(y, -1, (-1, dims)) for y in (projected, looked_up))
-        return Stream(h, (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5, {})
+        return h, (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5
 
-    def context(self, x: Any, cache: list) -> Any:
-        return super().context(x.h, cache)
+    def caches(self, cache: list | None) -> list:
+        """The last layers, which share earlier ones', have none."""
+        own = self.args.first_shared
+        return super().caches(cache[:own] + [None] * self.args.num_kv_shared_layers if cache else None)
 
-    def head(self, x: Any) -> mx.array:
-        return super().head(x.h)
+    def context(self, h: mx.array, cache: list) -> Any:
+        shared = super().context(h, cache)
+        return {kind: (positions, Seen(mask)) for kind, (positions, mask) in shared.items()}
 
     def rotation(self, index: int) -> rope.Rotation:
         return self._rotations[self.args.kinds[index]]
@@ -179,9 +169,6 @@ class Model(Decoder):
         if ".experts." in name:
             return (self.args.top_k_experts or 0) / (self.args.num_experts or 1)
         return super().read_share(name)
-
-    def fuse(self, *, measure: bool = False) -> None:
-        raise Uncovered("normed values and shared keys and values (gemma4_text)")
 
     def plan(self, names: Any) -> Plan:
         stored_as = partial(self.stored_as, names=names)

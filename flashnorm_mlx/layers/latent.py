@@ -100,11 +100,11 @@ class LatentAttention(nn.Module):
         sizes = self.sizes
         y, s = norm(h, *(self[name] for name in self._first()))
         q, c, k_pe = mx.split(y, [-sizes.kv_lora_rank - sizes.qk_rope_head_dim, -sizes.qk_rope_head_dim], axis=-1)
-        q, s_q = (q, s) if sizes.q_lora_rank is None else self.q_a_layernorm(q, self.q_b_proj, owed=s)
+        q, s_q = (q, s) if sizes.q_lora_rank is None else self.q_a_layernorm(_whole(q), self.q_b_proj, owed=s)
         s_q, s_k = (None if owed is None else owed[:, None] for owed in (s_q, s))
         q_nope, q_pe = mx.split(self._heads(q), [sizes.qk_nope_head_dim], axis=-1)
         q_pe, k_pe = positions.rotate(q_pe, s_q), positions.rotate(k_pe[:, None], s_k)
-        return (settled(q_nope, s_q), q_pe, k_pe), c, s
+        return (settled(q_nope, s_q), q_pe, k_pe), _whole(c), s
 
     def _heads(self, y: mx.array) -> mx.array:
         """``[batch, length, heads·dim] -> [batch, heads, length, dim]``."""
@@ -144,28 +144,45 @@ class AbsorbedAttention(LatentAttention):
         self.unembed_out = MultiLinear(sizes.kv_lora_rank, sizes.v_head_dim, sizes.num_heads)
 
     def qkv(self, norm: nn.Module, h: mx.array, positions: Positions) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-        """Norm → latents → norms → RoPE: the queries' two parts, the latent ``[batch, 1, length, rank]``, the key."""
-        (q_nope, q_pe, k_pe), c, s = self._project(norm, h, positions)
-        c = settled(*self.kv_a_layernorm.factors(c, s))
-        return q_nope, q_pe, c[:, None], k_pe
-
-    def attend(self, qkv: tuple[mx.array, mx.array, mx.array, mx.array], mask: Any, cache: Any) -> mx.array:
-        """``softmax((q_nope k_nopeᵀ + q_pe k_peᵀ) · scale) v`` with ``k_nope`` and ``v`` linear in the latent.
+        """Norm → latents → norms → RoPE: the queries' two parts, the latent ``[batch, 1, length, rank]``, the key.
 
         For one new token the expansions move to the query's and the output's side, and the latent is read as it is.
         """
-        q_nope, q_pe, c, k_pe = qkv
+        (q_nope, q_pe, k_pe), c, s = self._project(norm, h, positions)
+        c = settled(*self.kv_a_layernorm.factors(c, s))
+        return self.embed_q(q_nope) if h.shape[1] == 1 else q_nope, q_pe, c[:, None], k_pe
+
+    def attend(self, qkv: tuple[mx.array, mx.array, mx.array, mx.array], mask: Any, cache: Any) -> mx.array:
+        """``softmax((q_nope k_nopeᵀ + q_pe k_peᵀ) · scale) v`` with ``k_nope`` and ``v`` linear in the latent."""
+        q, q_pe, c, k_pe = qkv
         if cache is not None:
             if hasattr(cache, "bits"):
                 raise FlashNormError("a quantised cache is not supported where the latent is cached")
             c, k_pe = cache.update_and_fetch(c, k_pe)
-        scores = (q_pe * self.scale) @ k_pe.swapaxes(-1, -2)
-        if mask is not None:
-            scores = mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
-        if q_nope.shape[2] == 1:
-            a = scaled_dot_product_attention(self.embed_q(q_nope), c, c, cache=cache, scale=self.scale, mask=scores)
-            a = self.unembed_out(a)
+        if q.shape[2] == 1:
+            a = self.unembed_out(self._weighted(q, q_pe, c, k_pe, mask))
         else:
+            scores = _masked((q_pe * self.scale) @ k_pe.swapaxes(-1, -2), mask)
             k, v = self.embed_q(c, transpose=False), self.unembed_out(c)
-            a = scaled_dot_product_attention(q_nope, k, v, cache=cache, scale=self.scale, mask=scores)
+            a = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=scores)
         return a.transpose(0, 2, 1, 3).flatten(-2)
+
+    def _weighted(self, q: mx.array, q_pe: mx.array, c: mx.array, k_pe: mx.array, mask: mx.array | None) -> mx.array:
+        """``softmax((q cᵀ + q_pe k_peᵀ) · scale) c`` for one token; heads stand in the place of tokens.
+
+        The scale is the products' own, and both are summed in the second's launch.
+        """
+        q, q_pe = q.swapaxes(1, 2), q_pe.swapaxes(1, 2)
+        scores = mx.addmm(q_pe @ k_pe.swapaxes(-1, -2), q, c.swapaxes(-1, -2), alpha=self.scale, beta=self.scale)
+        return (mx.softmax(_masked(scores, mask), axis=-1, precise=True) @ c).swapaxes(1, 2)
+
+
+def _masked(scores: mx.array, mask: mx.array | None) -> mx.array:
+    if mask is None:
+        return scores
+    return mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
+
+
+def _whole(latent: mx.array) -> mx.array:
+    """A part of the products; that of one token in the layout that MLX's norm reads without a copy."""
+    return latent.reshape(1, -1)[None] if latent.shape[:-1] == (1, 1) else latent

@@ -55,7 +55,7 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module | None:
     joint = copy.copy(first)
     for name in first:
         if name != "bias":
-            joint[name] = mx.concatenate([layer[name] for layer in layers])
+            joint[name] = mx.concatenate([layer[name] for layer in layers], axis=-2)
     bias = bias_of(layers)
     if bias is not None:
         joint["bias"] = bias.astype(next(layer["bias"].dtype for layer in layers if "bias" in layer))
@@ -63,9 +63,10 @@ def stacked(layers: Sequence[nn.Module]) -> nn.Module | None:
 
 
 def _format(layer: nn.Module) -> tuple:
-    """What must agree for rows of two layers to lie in one matrix."""
-    quantised = (layer.group_size, layer.bits, layer.mode) if isinstance(layer, nn.QuantizedLinear) else ()
-    parts = tuple((name, layer[name].dtype, layer[name].shape[1:]) for name in sorted(layer) if name != "bias")
+    """What must agree for rows of two layers to lie in one matrix, or in one matrix for each expert."""
+    quantised = (layer.group_size, layer.bits, layer.mode) if "scales" in layer else ()
+    shapes = {name: (*layer[name].shape[:-2], layer[name].shape[-1]) for name in layer if name != "bias"}
+    parts = tuple((name, layer[name].dtype, shape) for name, shape in sorted(shapes.items()))
     return type(layer), quantised, parts
 
 

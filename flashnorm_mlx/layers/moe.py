@@ -7,14 +7,15 @@ the router's logits and, inside the activation, to every gate and up projection.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from .linear import products
-from .mlp import GatedMLP, gated
+from .linear import products, stack_into
+from .mlp import GatedMLP, gated, gated_halves
 from .norm import Owed, settled
 
 #: From so many products on, they are sorted by expert, so that each expert's weights are read once.
@@ -39,7 +40,7 @@ class Route(NamedTuple):
         """Each of :meth:`spread`'s vectors by its expert's matrix, in x's dtype."""
         wide = x.astype(mx.float32) if mx.default_device() == mx.cpu else x  # MLX's gather_mm has no other on the CPU
         if self.order is None:
-            return layer(wide, self.experts).astype(x.dtype)
+            return gathered(layer, wide, self.experts).astype(x.dtype)
         return layer(wide, self.experts.flatten()[self.order], sorted_indices=True).astype(x.dtype)
 
     def spread(self, x: mx.array) -> mx.array:
@@ -51,9 +52,43 @@ class Route(NamedTuple):
     def gather(self, y: mx.array) -> mx.array:
         """``Σ weight · y`` over each token's experts: ``[batch, length, n]``, in y's dtype."""
         y = y.squeeze(-2)
-        if self.order is not None:
-            y = mx.unflatten(y[mx.argsort(self.order)], 0, self.experts.shape)
+        if self.order is None:
+            return (self.weights.astype(y.dtype)[..., None, :] @ y).squeeze(-2)
+        y = mx.unflatten(y[mx.argsort(self.order)], 0, self.experts.shape)
         return (y * self.weights[..., None]).sum(axis=-2).astype(y.dtype)
+
+
+def gathered(layer: nn.Module, x: mx.array, experts: mx.array) -> mx.array:
+    """``layer(x, experts)``, with the numbers of x's vectors made once: MLX makes and spreads them in every call."""
+    if "bias" in layer or type(layer) not in (SwitchLinear, QuantizedSwitchLinear):
+        return layer(x, experts)
+    rows = _rows(tuple(experts.shape), x.shape[-3])
+    if type(layer) is SwitchLinear:
+        weight = layer["weight"].swapaxes(-1, -2)
+        return mx.gather_mm(x, weight, lhs_indices=rows, rhs_indices=experts)
+    if getattr(layer, "global_scale", None) is not None:
+        return layer(x, experts)
+    return mx.gather_qmm(
+        x,
+        layer["weight"],
+        layer["scales"],
+        layer.get("biases"),
+        lhs_indices=rows,
+        rhs_indices=experts,
+        group_size=layer.group_size,
+        bits=layer.bits,
+        mode=layer.mode,
+    )
+
+
+@cache
+def _rows(shape: tuple[int, ...], each: int) -> mx.array:
+    """The number of the vector that each of a token's products is of; ``each``: vectors a token, 1 or all."""
+    batch, length, products = shape
+    numbers = mx.arange(batch * length * each, dtype=mx.uint32).reshape(batch, length, each)
+    rows = mx.contiguous(mx.broadcast_to(numbers, (batch, length, products)))
+    mx.eval(rows)
+    return rows
 
 
 class Router(nn.Module):
@@ -75,15 +110,22 @@ class Router(nn.Module):
 
         Scores outside the groups that are kept count as 0.
         """
-        if group_scores is not None:
-            rank = mx.argsort(mx.argsort(-group_scores, axis=-1), axis=-1)
-            kept = mx.repeat(rank < self.groups_kept, scores.shape[-1] // self.groups, axis=-1)
-            scores = mx.where(kept, scores, mx.zeros_like(scores))
-        return mx.argpartition(-scores, kth=self.top_k - 1, axis=-1)[..., : self.top_k]
+        if group_scores is None:
+            return largest(scores, self.top_k)
+        left_out = self.groups - self.groups_kept
+        worst = mx.argpartition(group_scores, kth=left_out - 1, axis=-1)[..., :left_out, None]
+        negative = mx.unflatten(-scores, -1, (self.groups, -1))
+        negative = mx.put_along_axis(negative, worst, mx.array(0, scores.dtype), axis=-2).flatten(-2)
+        return mx.argpartition(negative, kth=self.top_k - 1, axis=-1)[..., : self.top_k]
 
     def grouped(self, scores: mx.array) -> mx.array | None:
         """``[..., groups, experts of one]``; None where every group is kept."""
         return mx.unflatten(scores, -1, (self.groups, -1)) if self.groups_kept < self.groups else None
+
+
+def largest(scores: mx.array, k: int) -> mx.array:
+    """Where the ``k`` largest are, in no order."""
+    return mx.argpartition(scores, kth=-k, axis=-1)[..., -k:]
 
 
 class SoftmaxRouter(Router):
@@ -93,7 +135,8 @@ class SoftmaxRouter(Router):
         scores = mx.softmax(logits, axis=-1, precise=True)
         grouped = self.grouped(scores)
         experts = self.best(scores, None if grouped is None else grouped.max(axis=-1))
-        return Route.of(experts, self.factor * mx.take_along_axis(scores, experts, axis=-1))
+        weights = mx.take_along_axis(scores, experts, axis=-1)
+        return Route.of(experts, weights if self.factor == 1.0 else self.factor * weights)
 
 
 class SigmoidRouter(Router):
@@ -132,7 +175,14 @@ class Experts(nn.Module):
     def gate_up(self, x: mx.array, s: mx.array | None, route: Route) -> mx.array:
         """``activation(gate·s) ⊙ (up·s)`` of each token's experts."""
         x, s = route.spread(x), None if s is None else route.spread(s)
+        if "gate_up_proj" in self:
+            return gated_halves(route.project(self.gate_up_proj, x), s, self.activation)
         return gated(route.project(self.gate_proj, x), route.project(self.up_proj, x), s, self.activation)
+
+    def pack(self) -> None:
+        """Lay each expert's gate and up out as one matrix, where their formats allow it."""
+        if "gate_proj" in self and {*self.gate_proj} <= {"weight", "scales", "biases"}:
+            stack_into(self, "gate_up_proj", ("gate_proj", "up_proj"))
 
 
 class Activations(NamedTuple):

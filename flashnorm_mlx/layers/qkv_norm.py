@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import scaled_dot_product_attention
 
 from .. import fold
 from .attention import Gain, Norm
-from .heads import split_heads
+from .heads import attended, split_heads
 from .linear import stack_into
 from .norm import settled, weightless_norm
 from .rope import Positions, Rotation
@@ -72,23 +71,32 @@ class QKVNormAttention(nn.Module):
     def qkv(self, norm: Norm, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
         """Norm → project → norm of each head → RoPE: ``[batch, heads, length, head_dim]`` each; q alone if it shares.
 
-        Gains of q_norm and k_norm go into RoPE's tables (§4.2); where nothing is owed, MLX's kernels apply them.
+        Gains of q_norm and k_norm go into RoPE's tables (§4.2). Where nothing is owed, MLX's kernels do it.
         """
         y, s = norm(h, *self.qkv_layers)
-        y = split_heads(y, self.head_dim)
-        rotated = self.num_heads if self.shares else self.num_heads + self.num_kv_heads
-        v = y[:, self.num_heads if self.k_eq_v else rotated :]
         if s is None:
-            q, k = y[:, : self.num_heads], y[:, self.num_heads : rotated]
-            q = positions.rotate(mx.fast.rms_norm(q, self.q_norm["weight"], self.eps), None)
-            if self.shares:
-                return (q,)
-            k = positions.rotate(mx.fast.rms_norm(k, self.k_norm["weight"], self.eps), None)
-            return q, k, weightless_norm(v, self.eps)
+            return self._launched(y.reshape(*y.shape[:2], -1, self.head_dim), positions)
+        y = split_heads(y, self.head_dim)
         y = self._normed(y, s)
-        tables = self.rotation.with_gain(positions.tables, self._gain())
+        rotated = self.num_heads if self.shares else self.num_heads + self.num_kv_heads
+        tables = self.rotation.with_gain(positions.tables, self._gain().astype(mx.float32)[:, None])
         qk = self.rotation.rotate(y[:, :rotated], tables)
         return (qk,) if self.shares else (qk[:, : self.num_heads], qk[:, self.num_heads :], y[:, -self.num_kv_heads :])
+
+    def _launched(self, heads: mx.array, positions: Positions) -> tuple[mx.array, ...]:
+        """Norms and RoPE by MLX's kernels, each for all heads at once; ``heads [batch, length, heads, head_dim]``.
+
+        In this layout, for MLX would copy transposed heads in front of its norm.
+        """
+        if self.shares:
+            q = mx.fast.rms_norm(heads, self.q_norm["weight"], self.eps)
+            return (positions.rotate(q.transpose(0, 2, 1, 3), None),)
+        y = weightless_norm(heads, self.eps)
+        rotated = self.num_heads + self.num_kv_heads
+        qk = y[:, :, :rotated] * (self["_joint_gain"] if "_joint_gain" in self else self._gain())
+        qk = positions.rotate(qk.transpose(0, 2, 1, 3), None)
+        v = y[:, :, -self.num_kv_heads :].transpose(0, 2, 1, 3)
+        return qk[:, : self.num_heads], qk[:, self.num_heads :], v
 
     def remember(self, k: mx.array, v: mx.array, cache: Any) -> KV:
         """The new keys and values behind those of the cache."""
@@ -98,13 +106,15 @@ class QKVNormAttention(nn.Module):
 
     def attend(self, q: mx.array, kv: KV, mask: Any) -> mx.array:
         """``softmax(q kᵀ) v``: ``[batch, length, heads·dim]``."""
-        a = scaled_dot_product_attention(q, kv.keys, kv.values, cache=kv.cache, scale=1.0, mask=mask)
-        return a.transpose(0, 2, 1, 3).reshape(a.shape[0], a.shape[2], -1)
+        return attended(q, kv.keys, kv.values, mask, kv.cache, 1.0)
 
     def pack(self) -> None:
-        """Lay q, k and v out as one matrix, where their formats allow it."""
-        if not self.shares and "q_proj" in self:
+        """Lay q, k and v out as one matrix, where their formats allow it, and the gains of their heads in a row."""
+        if self.shares:
+            return
+        if "q_proj" in self:
             stack_into(self, "qkv_proj", self._projections)
+        self._joint_gain = self._gain()
 
     @property
     def qkv_layers(self) -> tuple[nn.Module, ...]:
@@ -119,8 +129,8 @@ class QKVNormAttention(nn.Module):
         return settled(y, fold.inverse_rms(y, fold.cancelled_eps(self.eps, s[:, None])))
 
     def _gain(self) -> mx.array:
-        """The gains of q_norm and k_norm, a head each: ``[heads, 1, head_dim]``, float32."""
+        """The gains of q_norm and k_norm, a head each: ``[heads, head_dim]``."""
         gains = [(self.q_norm["weight"], self.num_heads)]
         if not self.shares:
             gains.append((self.k_norm["weight"], self.num_kv_heads))
-        return mx.concatenate([mx.broadcast_to(g, (n, 1, g.size)) for g, n in gains]).astype(mx.float32)
+        return mx.concatenate([mx.broadcast_to(g, (n, g.size)) for g, n in gains])

@@ -179,8 +179,9 @@ class Positions:
     def launch(self, x: mx.array) -> mx.array:
         """RoPE by MLX's own kernel, for where nothing is folded into it; ``x [batch, heads, length, head_dim]``."""
         r = self.rotation
-        if r.factor != 1.0:
+        if r.factor != 1.0 and r.dims < r.head_dim:
             return r.rotate(x, self.tables)
+        x = x if r.factor == 1.0 else x * r.factor
         return mx.fast.rope(
             x, r.dims, traditional=r.traditional, base=None, scale=1.0, offset=self.offset, freqs=r.periods
         )

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .linear import product
-from .moe import Experts, Route
+from .moe import Experts, Route, largest
 from .norm import settled
 
 
@@ -30,11 +30,18 @@ class Router(nn.Module):
 
     def __call__(self, h: mx.array) -> Route:
         x, s = self._norm.factors(h)
-        gain = self["scale"] * h.shape[-1] ** -0.5
+        gain = self["_gain"] if "_gain" in self else self._scaled()
         logits = settled(product(self.proj, (x * gain).astype(h.dtype)), s)
-        experts = mx.argpartition(-logits, kth=self.top_k - 1, axis=-1)[..., : self.top_k]
+        experts = largest(logits, self.top_k)
         weights = mx.softmax(mx.take_along_axis(logits, experts, axis=-1), axis=-1, precise=True)
         return Route.of(experts, weights * self["per_expert_scale"][experts])
+
+    def pack(self) -> None:
+        """Multiply the gain with its factor once."""
+        self._gain = self._scaled()
+
+    def _scaled(self) -> mx.array:
+        return self["scale"] * self["scale"].size ** -0.5
 
 
 class RoutedMLP(nn.Module):
