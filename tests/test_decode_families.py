@@ -200,8 +200,8 @@ def without_an_activation(step: DecodeStep) -> None:
 
 def with_heads(**changes: Any) -> Callable[[Any], None]:
     def change(step: DecodeStep) -> None:
-        for block in step.blocks:
-            block.heads = replace(block.heads, **changes)
+        for part in [*step.blocks, *step.rows]:
+            part.heads = replace(part.heads, **changes)
 
     return change
 

@@ -79,7 +79,8 @@ class Block(nn.Module):
 
     def before(self, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
         """Up to the attention: queries, and new keys and values."""
-        return self[self._names.attention].qkv(self.parts.attention_norm, h, positions)
+        parts = self.parts
+        return parts.attention.qkv(parts.attention_norm, h, positions)
 
     def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
         return self[self._names.attention].attend(qkv, mask, cache)

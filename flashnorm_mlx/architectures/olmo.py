@@ -123,6 +123,7 @@ class Block(block.Block, attention.Attention):
     """
 
     activation, gated, needs_mask_array = "silu", True, False
+    attend = attention.Attention.attend  # type: ignore[assignment]
 
     def __init__(self, args: Config, rotation: rope.Rotation, norm: block.Norm) -> None:
         hidden, heads = args.hidden_size, args.num_attention_heads
