@@ -76,11 +76,8 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        if self._step is not None and input_embeddings is None:
-            if inputs.size > 1 and self._step.is_stale():
-                self._step = None
-            elif cache and self._step.takes(inputs, cache):
-                return self._step(inputs, cache)
+        if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
+            return logits
         h = self.embed(inputs) if input_embeddings is None else self.scaled(input_embeddings)
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
@@ -94,6 +91,14 @@ class Decoder(nn.Module):
                 mx.async_eval(h)  # the device is at work while the host goes on to the next block,
                 mx.eval(before)  # no further, for all that is under way is held in memory
         return self.head(whole(h))
+
+    def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
+        """The logits, by the decode step's kernels; None for what they are not for."""
+        if self._step is not None and ids.size > 1 and self._step.is_stale():
+            self._step = None
+        if self._step is None or not cache or not self._step.takes(ids, cache):
+            return None
+        return self._step(ids, cache)
 
     def embed(self, ids: mx.array) -> mx.array:
         """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""
@@ -141,6 +146,10 @@ class Decoder(nn.Module):
         """Whose rows are added up in front of the blocks: the tokens' and, if there is another, the positions'."""
         return (self.embedding,)
 
+    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
+        """What each layer has as its own input, ``[1, rows, dims]``, with the embeddings ``h [rows, hidden]``."""
+        return None
+
     @property
     def output(self) -> nn.Module:
         """The head's layer: of its own, or the embedding table."""
@@ -167,7 +176,7 @@ class Decoder(nn.Module):
             Uncovered: if there is no kernel for one of the layers.
             Failed: if there is one, and it fails on this device.
         """
-        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure)
+        self._step = DecodeStep(self, Decoder.embed(self, mx.array([[0]])).dtype, measure=measure)
 
     @property
     def kernels(self) -> str:

@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..layers.attention import Attention
-from ..layers.fused import FusedBlock
+from ..layers.fused import FusedBlock, Pending
 from ..layers.layernorm import LayerNorm
 from ..layers.norm import PostNorm, Unnormed, add_clipped
 from ..layers.prompt import PromptBlock
@@ -99,13 +99,24 @@ class Block(nn.Module):
         needs: bool = self[self._names.attention].needs_mask_array
         return needs
 
-    def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
+    def fused(self, dtype: mx.Dtype, pending: Pending | None) -> FusedBlock:
         """The same block by kernels, for activations of ``dtype``; shares the weights.
 
         Args:
-            pending: the post-norm of the block before, which is done here.
+            pending: what the block before leaves to be done here.
         """
         return FusedBlock(*self.parts, dtype=dtype, pending=pending)
+
+    @property
+    def launches(self) -> int:
+        """How many it is when it is fused."""
+        return 5
+
+    @property
+    def pending(self) -> Pending | None:
+        """What it leaves to the block behind it when it is fused."""
+        norm = self.parts.mlp_post_norm
+        return None if norm is None else Pending(norm)
 
     def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock | nn.Module:
         """The same block for many tokens, once it is fused."""

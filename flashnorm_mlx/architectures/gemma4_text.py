@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import FlashNormError
-from ..kernels.packed import Uncovered
 from ..layers import proportional, rope
 from ..layers.mlp import GatedMLP
 from ..layers.norm import PostNorm
@@ -83,8 +82,10 @@ class Model(Decoder):
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
         """As every decoder's; ``cache`` has no entries for the last layers, which share earlier ones'."""
-        x = self.embed(inputs) if input_embeddings is None else self.stream(inputs, self.scaled(input_embeddings))
         caches = [*(cache or [None] * self.args.first_shared)[: self.args.first_shared]]
+        if input_embeddings is None and (logits := self.stepped(inputs, caches)) is not None:
+            return logits
+        x = self.embed(inputs) if input_embeddings is None else self.stream(inputs, self.scaled(input_embeddings))
         caches += [None] * self.args.num_kv_shared_layers
         context = self.context(x, caches)
         for i, (layer, c) in enumerate(zip(self.layers, caches, strict=True)):
@@ -105,6 +106,13 @@ class Model(Decoder):
         looked_up = self.stack.embed_tokens_per_layer(ids).astype(h.dtype) * dims**0.5
         projected, looked_up = (mx.unflatten(y, -1, (-1, dims)) for y in (projected, looked_up))
         return Stream(h, (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5, {})
+
+    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
+        x = self.stream(ids, h.reshape(*ids.shape, -1)).per_layer
+        if x is None:
+            return None
+        x = mx.contiguous(x.flatten(0, 1).swapaxes(0, 1))  # so that a layer's rows lie together
+        return [*mx.split(x, len(x))]
 
     def context(self, x: Any, cache: list) -> Any:
         return super().context(x.h, cache)
@@ -179,9 +187,6 @@ class Model(Decoder):
         if ".experts." in name:
             return (self.args.top_k_experts or 0) / (self.args.num_experts or 1)
         return super().read_share(name)
-
-    def fuse(self, *, measure: bool = False) -> None:
-        raise Uncovered("normed values and shared keys and values (gemma4_text)")
 
     def plan(self, names: Any) -> Plan:
         stored_as = partial(self.stored_as, names=names)

@@ -205,11 +205,11 @@ def test_many_rows_take_other_layouts(out: int, bits: int | None, device: str) -
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize(("columns", "bits"), [(640, 4), (1152, 4), (1152, 8), (1152, None)])
+@pytest.mark.parametrize(("columns", "bits"), [(640, 4), (1152, 4), (1152, 8), (1152, None), (2560, None), (5376, 4)])
 def test_a_pending_post_norm_has_a_layout_for_every_shape(
     rows: int, columns: int, bits: int | None, device: str
 ) -> None:
-    """Those of Gemma 3 270M and 1B."""
+    """Those of Gemma 3 270M and 1B, and of Gemma 4's largest."""
     check(Case(dtype="bfloat16", bits=bits, columns=columns, rows=rows, pending=True, gain=True, out=32))
 
 
