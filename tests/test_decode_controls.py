@@ -15,7 +15,7 @@ from mlx_lm.utils import load_model as load_stock
 from flashnorm_mlx.architectures import steps
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.layers import norm
-from flashnorm_mlx.layers.fused import FusedBlock, Projection
+from flashnorm_mlx.layers.fused import FusedBlock, Pending, Projection
 
 
 @pytest.fixture(params=DEVICES)
@@ -84,7 +84,7 @@ def test_control_a_post_norm_that_is_not_done(
 
         def without(self: FusedBlock, *parts: Any, pending: Any, **options: Any) -> None:
             if pending is not None:
-                pending = norm.PostNorm(pending["weight"].size, pending.eps)
+                pending = Pending(norm.PostNorm(pending.norm["weight"].size, pending.norm.eps))
             original(self, *parts, pending=pending, **options)
 
         monkeypatch.setattr(FusedBlock, "__init__", without)

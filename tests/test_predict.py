@@ -9,6 +9,7 @@ import mlx.nn as nn
 import pytest
 from checkpoints import tiny_config
 from mlx.utils import tree_flatten
+from test_gemma4 import MOE
 
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.measure import predict
@@ -65,8 +66,15 @@ def test_a_cache_is_read_and_idle_experts_are_not() -> None:
 
 
 def test_a_family_without_kernels_has_no_fused_arms() -> None:
-    for family in ("gemma4_text", "deepseek_v2"):
-        assert set(footprint(tiny_config(family)).launches) == {"mlx-lm", "mlx-lm, no norms"}
+    for config in (tiny_config("gemma4_text", **MOE), tiny_config("deepseek_v2")):
+        assert set(footprint(config).launches) == {"mlx-lm", "mlx-lm, no norms"}
+
+
+def test_an_input_of_each_layer_is_two_launches_more() -> None:
+    """Gemma 4's six layers."""
+    for dims, each in ((12, 7), (0, 5)):
+        config = tiny_config("gemma4_text", hidden_size_per_layer_input=dims)
+        assert footprint(config).launches["flashnorm"] == 6 * each + 3
 
 
 def test_a_table_of_positions_is_a_launch_more_and_a_layer_norm_is_taken_off() -> None:

@@ -15,8 +15,6 @@ from mlx_lm.models.base import create_attention_mask
 from .. import fold
 from ..cache import KVCache
 from ..checkpoint import Tensor
-from ..layers.attention import Attention
-from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS, PostNorm, settled
 from ..layers.prompt import MANY, whole
 from ..layers.rope import Positions, Rotation, rotation
@@ -76,12 +74,9 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
-        if self._step is not None and input_embeddings is None:
-            if inputs.size > 1 and self._step.is_stale():
-                self._step = None
-            elif cache and self._step.takes(inputs, cache):
-                return self._step(inputs, cache)
-        h = self.embed(inputs) if input_embeddings is None else self.scaled(input_embeddings)
+        if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
+            return logits
+        (h,) = self.opened(inputs, input_embeddings)
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
         layers = self.layers
@@ -94,6 +89,18 @@ class Decoder(nn.Module):
                 mx.async_eval(h)  # the device is at work while the host goes on to the next block,
                 mx.eval(before)  # no further, for all that is under way is held in memory
         return self.head(whole(h))
+
+    def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
+        """The logits, by the decode step's kernels; None for what they are not for."""
+        if self._step is not None and ids.size > 1 and self._step.is_stale():
+            self._step = None
+        if self._step is None or not cache or not self._step.takes(ids, cache):
+            return None
+        return self._step(ids, cache)
+
+    def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
+        """The residual in front of the first block, and what all blocks are given besides."""
+        return (self.embed(ids) if embeddings is None else self.scaled(embeddings),)  # type: ignore[arg-type]
 
     def embed(self, ids: mx.array) -> mx.array:
         """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""
@@ -119,10 +126,10 @@ class Decoder(nn.Module):
                 shared[kind] = positions, create_attention_mask(h, c, window_size=window, return_array=as_array)
         return shared
 
-    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any) -> Any:
+    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any, *more: mx.array) -> Any:
         """One block of a pass."""
         positions, mask = context[layer.kind]
-        return layer(h, positions, mask, cache)
+        return layer(h, positions, mask, cache, *more)
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
@@ -143,6 +150,10 @@ class Decoder(nn.Module):
     def tables(self) -> tuple[nn.Module, ...]:
         """Whose rows are added up in front of the blocks: the tokens' and, if there is another, the positions'."""
         return (self.embedding,)
+
+    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
+        """What each layer has as its own input, ``[1, rows, dims]``, with the embeddings ``h [rows, hidden]``."""
+        return None
 
     @property
     def output(self) -> nn.Module:
@@ -258,35 +269,3 @@ class Decoder(nn.Module):
 def named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:
     """A module's parameters with their names, in order."""
     return list(tree_flatten(module.parameters()))  # type: ignore[arg-type]
-
-
-def attention_and_mlp(
-    args: Config,
-    rotation: Rotation,
-    *,
-    qkv_bias: bool = False,
-    o_bias: bool = False,
-    mlp_bias: bool = False,
-    qk_norm: bool = False,
-    fused: bool = False,
-    form: type[Attention] = Attention,
-    **options: Any,
-) -> tuple[Attention, GatedMLP]:
-    """A block's two halves, of the sizes that the config gives; ``options`` are more of Attention's.
-
-    Args:
-        form: Attention, or a family's own.
-    """
-    attention = form(
-        args.hidden_size,
-        args.num_attention_heads,
-        args.kv_heads,
-        rotation,
-        fused=fused,
-        qkv_bias=qkv_bias,
-        o_bias=o_bias,
-        qk_norm_eps=args.rms_norm_eps if qk_norm else None,
-        **options,
-    )
-    mlp = GatedMLP(args.hidden_size, args.intermediate_size, activation=args.activation, bias=mlp_bias, fused=fused)
-    return attention, mlp

@@ -9,11 +9,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..layers.attention import Attention
-from ..layers.fused import FusedBlock
+from ..layers.fused import FusedBlock, Pending
 from ..layers.layernorm import LayerNorm
+from ..layers.mlp import GatedMLP
 from ..layers.norm import PostNorm, Unnormed, add_clipped
 from ..layers.prompt import PromptBlock
 from ..layers.rope import Positions, Rotation
+from .config import Config
 
 #: Makes a norm.
 Norm = Callable[[], nn.Module]
@@ -109,13 +111,24 @@ class Block(nn.Module):
         needs: bool = self[self._names.attention].needs_mask_array
         return needs
 
-    def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
+    def fused(self, dtype: mx.Dtype, pending: Pending | None) -> FusedBlock:
         """The same block by kernels, for activations of ``dtype``; shares the weights.
 
         Args:
-            pending: the post-norm of the block before, which is done here.
+            pending: what the block before leaves to be done here.
         """
         return FusedBlock(*self.parts, dtype=dtype, pending=pending)
+
+    @property
+    def launches(self) -> int:
+        """How many it is when it is fused."""
+        return 5
+
+    @property
+    def pending(self) -> Pending | None:
+        """What it leaves to the block behind it when it is fused."""
+        norm = self.parts.mlp_post_norm
+        return None if norm is None else Pending(norm)
 
     def prompt(self, dtype: mx.Dtype, *, measure: bool) -> PromptBlock | nn.Module:
         """The same block for many tokens, once it is fused."""
@@ -127,3 +140,35 @@ class Block(nn.Module):
 def add(h: mx.array, p: mx.array, post_norm: PostNorm | None) -> mx.array:
     """``h + p``, or with a post-norm ``h + norm(p)``."""
     return h + p if post_norm is None else add_clipped(h, post_norm(p))
+
+
+def attention_and_mlp(
+    args: Config,
+    rotation: Rotation,
+    *,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    fused: bool = False,
+    form: type[Attention] = Attention,
+    **options: Any,
+) -> tuple[Attention, GatedMLP]:
+    """A block's two halves, of the sizes that the config gives; ``options`` are more of Attention's.
+
+    Args:
+        form: Attention, or a family's own.
+    """
+    attention = form(
+        args.hidden_size,
+        args.num_attention_heads,
+        args.kv_heads,
+        rotation,
+        fused=fused,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        qk_norm_eps=args.rms_norm_eps if qk_norm else None,
+        **options,
+    )
+    mlp = GatedMLP(args.hidden_size, args.intermediate_size, activation=args.activation, bias=mlp_bias, fused=fused)
+    return attention, mlp

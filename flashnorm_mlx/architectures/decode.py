@@ -56,14 +56,20 @@ class DecodeStep:
         self.blocks, pending = [], None
         for layer in model.layers:
             self.blocks.append(layer.fused(dtype, pending))
-            pending = layer.parts.mlp_post_norm
+            pending = layer.pending
         args, output = model.args, model.output
         self.head = Projection(output, dtype, model.stack.norm, pending=pending)
         self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
-        kinds = [(block.rotation, block.heads.window, block.heads.growth) for block in self.blocks]
-        self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first layer of each kind
-        self.rows = [Steps(block.heads, block.rotation) for block in (self.blocks[i] for i in self.groups)]
+        kinds, self.reads = [], []  # of the layers that have a cache, and which of these caches each layer reads
+        for block in self.blocks:
+            kind = block.rotation, block.heads.window, block.heads.growth
+            if not block.heads.shares:
+                kinds.append(kind)
+            self.reads.append(len(kinds) - 1 - kinds[::-1].index(kind))  # the newest of its kind
+        self.cached = [block for block in self.blocks if not block.heads.shares]
+        self.groups = [kinds.index(kind) for kind in dict.fromkeys(kinds)]  # the first of each kind
+        self.rows = [Steps(block.heads, block.rotation) for block in (self.cached[i] for i in self.groups)]
         self.group_of = [list(dict.fromkeys(kinds)).index(kind) for kind in kinds]
         self.dtype, self.measure = dtype, measure
         self.seen: Counter[int] = Counter()
@@ -89,7 +95,7 @@ class DecodeStep:
             return False
         if self.goes_on(ids, cache):
             return True
-        if not all(self.is_known(c, block) for c, block in zip(cache, self.blocks, strict=True)):
+        if not all(self.is_known(c, block) for c, block in zip(cache, self.cached, strict=True)):
             return False
         for c in cache:
             if type(c) in OURS:
@@ -160,7 +166,7 @@ class DecodeStep:
     def blank(self, batch: int, capacity: int) -> list[Cache]:
         """Caches without content; ``capacity`` is that of the layers that see everything."""
         caches: list[Cache] = []
-        for heads in (block.heads for block in self.blocks):
+        for heads in (block.heads for block in self.cached):
             c = KVCache() if heads.window is None else RotatingKVCache(heads.window)
             room = capacity if isinstance(c, KVCache) else c.capacity
             c.hold(mx.zeros((2, batch, heads.kv_heads, room, heads.head_dim), self.dtype))
@@ -187,7 +193,7 @@ class DecodeStep:
 
     def make_room(self, batch: int, length: int, cache: list[Cache]) -> None:
         """Room for the new tokens in each layer's tail."""
-        for c, block in zip(cache, self.blocks, strict=True):
+        for c, block in zip(cache, self.cached, strict=True):
             heads = block.heads
             c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
@@ -202,15 +208,15 @@ class DecodeStep:
         Args:
             places: which rows of each of the model's tables are looked up; the ids, first.
         """
+        model = self.model()
+        assert model is not None
         (ids, *others), (first, *rest) = places, self.tables
         batch, length = ids.shape
         x = embed(ids, first.packed, factor=self.embedding_factor)
         for rows, table in zip(others, rest, strict=True):
             x = embed(rows, table.packed, residual=x)
-        h = Residual(x)
-        new: list[Any] = []
-        for block, kind, kv, tail in zip(self.blocks, self.group_of, kvs, tails, strict=True):
-            h, tail = block(h, kv, tail, steps[kind], batch=batch, length=length)
-            new.append(tail)
+        h, tails = Residual(x, inputs=model.layer_inputs(ids, x)), list(tails)
+        for block, i in zip(self.blocks, self.reads, strict=True):
+            h, tails[i] = block(h, kvs[i], tails[i], steps[self.group_of[i]], batch=batch, length=length)
         logits, _ = self.head.normed(h, batch * length, self.softcap)
-        return logits.flatten()[: batch * length * self.head.packed.rows].reshape(batch, length, -1), new
+        return logits.flatten()[: batch * length * self.head.packed.rows].reshape(batch, length, -1), tails

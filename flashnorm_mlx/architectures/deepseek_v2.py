@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.packed import Uncovered
 from ..layers import moe, rope
 from ..layers.latent import ExpandedAttention, LatentAttention
 from ..layers.mlp import GatedMLP
@@ -90,7 +91,6 @@ class Config(latent_config.Config):
 
 
 class Model(PlainDecoder):
-    UNCOVERED = "multi-head latent attention"
     args: latent_config.Config
 
     def block(self, index: int) -> Block:
@@ -135,6 +135,9 @@ class Model(PlainDecoder):
 
     def rotation(self, index: int) -> rope.Rotation:
         return self._rotation
+
+    def fuse(self, *, measure: bool = False) -> None:
+        raise Uncovered("multi-head latent attention")
 
     def folds(self) -> tuple[Fold, ...]:
         """This model's norms; which there are, and who consumes them, depends on the config."""

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from . import config as base
 from . import llama
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 FOLDS = tuple(replace(fold, plus_one=True) for fold in llama.FOLDS)
 

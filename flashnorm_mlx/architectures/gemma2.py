@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..plan import Fold
 from . import gemma
-from .base import Decoder, attention_and_mlp
-from .block import Block, Names
+from .base import Decoder
+from .block import Block, Names, attention_and_mlp
 
 NAMES = Names(
     attention_norm="input_layernorm",

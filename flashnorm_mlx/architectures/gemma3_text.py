@@ -13,8 +13,8 @@ from ..layers.rope import rope_type
 from ..plan import Fold
 from . import config as base
 from . import gemma, gemma2, qwen3
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 _QK_NORM = "fused into RoPE's tables"
 

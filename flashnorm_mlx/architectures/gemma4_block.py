@@ -9,6 +9,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.packed import Uncovered
+from ..layers.fused import FusedBlock, Pending
 from ..layers.mlp import GatedMLP, gated
 from ..layers.norm import PostNorm
 from ..layers.qkv_norm import KV, QKVNormAttention
@@ -17,6 +19,7 @@ from ..layers.routed import RoutedMLP, Router
 from . import block, gemma2
 from .block import Norm, add
 from .gemma4_config import Config
+from .gemma4_decode import FusedInputBlock
 
 
 @dataclass
@@ -95,3 +98,22 @@ class Block(block.Block):
     def layer_input(self, h: mx.array, p: mx.array) -> mx.array:
         """``(gelu(h Wgᵀ) ⊙ p) Wᵀ``: the layer's own input ``p``, gated by the residual."""
         return self.per_layer_projection(gated(self.per_layer_input_gate(h), p, None, "gelu_pytorch_tanh"))
+
+    def fused(self, dtype: mx.Dtype, pending: Pending | None) -> FusedBlock:
+        if "experts" in self:
+            raise Uncovered("routed experts")
+        return FusedInputBlock(self, dtype=dtype, pending=pending) if self.has_input else super().fused(dtype, pending)
+
+    @property
+    def pending(self) -> Pending:
+        norm = self.post_per_layer_input_norm if self.has_input else self.post_feedforward_layernorm
+        return Pending(norm, self.layer_scalar)
+
+    @property
+    def launches(self) -> int:
+        return 7 if self.has_input else 5
+
+    @property
+    def has_input(self) -> bool:
+        """Whether the layer has an input of its own."""
+        return "per_layer_input_gate" in self

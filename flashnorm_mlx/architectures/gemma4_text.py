@@ -53,7 +53,6 @@ TINY: dict[str, Any] = {
 
 
 class Model(PlainDecoder):
-    UNCOVERED = "normed values and shared keys and values (gemma4_text)"
     args: Config
 
     def __init__(self, args: Config) -> None:
@@ -81,17 +80,29 @@ class Model(PlainDecoder):
         return Block(args, index, attention, mlp, self.norm, self.post_norm)
 
     def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
-        """The residual, and every layer's own input: ``(norm(h Wᵀ/√n) + √p · table[ids]) / √2``, a row a layer."""
+        """The residual and, where layers have inputs of their own, those."""
         (h,) = super().opened(ids, embeddings)
-        dims = self.args.hidden_size_per_layer_input
-        if not dims:
-            return (h,)
+        return (h, self.per_layer(ids, h)) if self.args.hidden_size_per_layer_input else (h,)
+
+    def per_layer(self, ids: mx.array | None, h: mx.array) -> mx.array:
+        """Every layer's own input, ``(norm(h Wᵀ/√n) + √p · table[ids]) / √2``: ``[batch, length, layers, p]``."""
         if ids is None:
             raise FlashNormError("input_embeddings alone are not supported: layers have inputs that go by token ids")
+        dims = self.args.hidden_size_per_layer_input
         projected = self.stack.per_layer_model_projection(h)
         looked_up = self.stack.embed_tokens_per_layer(ids).astype(h.dtype) * dims**0.5
         projected, looked_up = (mx.unflatten(y, -1, (-1, dims)) for y in (projected, looked_up))
-        return h, (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5
+        return (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5
+
+    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
+        if not self.args.hidden_size_per_layer_input:
+            return None
+        x = self.per_layer(ids, h.reshape(*ids.shape, -1))
+        x = mx.contiguous(x.flatten(0, 1).swapaxes(0, 1))  # so that a layer's rows lie together
+        return [*mx.split(x, len(x))]
+
+    def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
+        return super().stepped(ids, cache and cache[: self.args.first_shared])
 
     def caches(self, cache: list | None) -> list:
         """The last layers, which share earlier ones', have none."""

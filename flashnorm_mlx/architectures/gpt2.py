@@ -211,7 +211,7 @@ class Model(layernorm.LayerNormDecoder):
         positions = mx.array(offset)[..., None] + mx.arange(length)  # of each row, where the cache is batched
         return self.model.wpe(positions).astype(h.dtype), create_attention_mask(h, cache[0])
 
-    def step(self, index: int, layer: nn.Module, h: mx.array, context: Any, cache: Any) -> mx.array:
+    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any, *more: mx.array) -> Any:
         positions, mask = context
         return layer(h + positions if index == 0 else h, None, mask, cache)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..plan import Fold
 from . import config as base
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 FOLDS = (
     Fold(

@@ -14,8 +14,8 @@ from ..layers import attention, rope
 from ..layers.norm import settled
 from . import config as base
 from . import llama
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 FOLDS = (
     replace(llama.FOLDS[0], scale="deferred: into RoPE's tables (q, k; q has its own), behind the product (v)"),

@@ -14,8 +14,8 @@ from ..layers.norm import settled
 from ..plan import Fold
 from . import config as base
 from . import llama
-from .base import Decoder, attention_and_mlp
-from .block import Block, Names
+from .base import Decoder
+from .block import Block, Names, attention_and_mlp
 
 NAMES = Names(
     attention_norm=None,

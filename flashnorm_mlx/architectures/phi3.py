@@ -10,8 +10,8 @@ from ..layers.rope import LONGROPE, rope_type
 from ..plan import Fold
 from . import config as base
 from . import llama
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 _ATTENTION, _MLP, _HEAD = llama.FOLDS
 

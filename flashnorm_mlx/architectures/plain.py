@@ -1,4 +1,4 @@
-"""Families without kernels of their own: one new token in plain operations, compiled from attention to attention.
+"""Families that kernels don't cover, or not all of: one new token in plain operations, compiled between attentions.
 
 On a GPU the host takes longest where one token is decoded: each operation costs it some microseconds, and building the
 graph in Python as much again. What lies between two attentions has the same shapes in every step, so it is compiled:
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 from weakref import ref
 
 import mlx.core as mx
 
-from ..kernels.packed import Uncovered
 from ..layers.rope import Positions
 from .base import Decoder, named_arrays
 
 
 class PlainDecoder(Decoder):
-    """A decoder that can't be fused; its blocks have ``before``, ``attend`` and ``behind``."""
-
-    #: What there is no kernel for.
-    UNCOVERED: ClassVar[str]
+    """A decoder that can't always be fused; its blocks have ``before``, ``attend`` and ``behind``."""
 
     def __init__(self, args: Any) -> None:
         super().__init__(args)
@@ -32,6 +28,8 @@ class PlainDecoder(Decoder):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
+        if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
+            return logits
         if cache and input_embeddings is None and inputs.size == 1 and mx.default_device() == mx.gpu:
             self._pieces = self._pieces or Pieces(self)
             return self._pieces(inputs, self.caches(cache))
@@ -40,20 +38,13 @@ class PlainDecoder(Decoder):
         h, *more = self.opened(inputs, input_embeddings)
         caches = self.caches(cache)
         context = self.context(h, caches)
-        for layer, c in zip(self.layers, caches, strict=True):
-            h = layer(h, *context[layer.kind], c, *more)
+        for i, (layer, c) in enumerate(zip(self.layers, caches, strict=True)):
+            h = self.step(i, layer, h, context, c, *more)
         return self.head(h)
-
-    def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
-        """The residual in front of the first block, and what all blocks' ``behind`` is given besides."""
-        return (self.embed(ids) if embeddings is None else self.scaled(embeddings),)  # type: ignore[arg-type]
 
     def caches(self, cache: list | None) -> list:
         """An entry for each layer."""
         return cache or [None] * len(self.layers)
-
-    def fuse(self, *, measure: bool = False) -> None:
-        raise Uncovered(self.UNCOVERED)
 
 
 class Pieces:

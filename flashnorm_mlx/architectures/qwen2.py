@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from . import config as base
 from . import llama
-from .base import Decoder, attention_and_mlp
-from .block import Block
+from .base import Decoder
+from .block import Block, attention_and_mlp
 
 FOLDS = llama.FOLDS
 

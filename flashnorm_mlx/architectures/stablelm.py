@@ -12,10 +12,10 @@ from mlx_lm.models.base import scaled_dot_product_attention
 
 from ..kernels.attend import Heads, attend
 from ..layers import attention, heads, rope
-from ..layers.fused import FusedBlock, Residual
+from ..layers.fused import FusedBlock, Pending, Residual
 from ..layers.layernorm import HeadLayerNorm
 from ..layers.mlp import GatedMLP
-from ..layers.norm import PostNorm, settled
+from ..layers.norm import settled
 from ..plan import Fold, Writer
 from . import config as base
 from . import layernorm
@@ -170,7 +170,7 @@ class ParallelBlock(Block):
         a = attention.attend(qkv, mask, cache)
         return h + attention.o_proj(a) + mlp.down_proj(f)
 
-    def fused(self, dtype: mx.Dtype, pending: PostNorm | None) -> FusedBlock:
+    def fused(self, dtype: mx.Dtype, pending: Pending | None) -> FusedBlock:
         parts = self.parts
         return FusedParallelBlock(*parts._replace(mlp_norm=parts.attention_norm), dtype=dtype, pending=pending)
 

@@ -14,6 +14,9 @@ from .packed import Uncovered
 #: Tokens that wait in the tail before they are appended to the cache.
 TAIL = 32
 
+#: A threadgroup's SIMD groups times head_dim: so many results wait in its memory, of which Metal has 32 KB.
+MOST = 4096
+
 #: Up to this capacity a sequence is not split.
 SHORT = 1024
 
@@ -25,6 +28,9 @@ class Heads:
     Args:
         qk_norm: what the QK-norm is: ``head``, an RMSNorm of each head; ``layer``, a LayerNorm without bias of each;
             ``all``, one RMSNorm of all heads of q, and one of all of k.
+        v_norm: values are normed too, an RMSNorm of each head with the QK-norm's ε and no gain.
+        k_eq_v: keys are values, too, before they are normed and rotated.
+        shares: there are queries only; keys and values, the new ones among them, are those of an earlier layer.
         growth: β and n of queries that grow with their position: ``1 + β · ln(1 + floor(position / n))`` times.
     """
 
@@ -39,10 +45,13 @@ class Heads:
     softcap: float | None = None
     window: int | None = None
     growth: tuple[float, float] | None = None
+    v_norm: bool = False
+    k_eq_v: bool = False
+    shares: bool = False
 
     def check(self) -> None:
         """Raise :class:`Uncovered` for a shape that the kernel has no form for."""
-        if self.head_dim not in (64, 80, 96, 112, 128, 160, 192, 256):
+        if self.head_dim not in (64, 80, 96, 112, 128, 160, 192, 256, 512):
             raise Uncovered(f"a head_dim of {self.head_dim}")
 
     def query_factors(self, positions: np.ndarray) -> np.ndarray:
@@ -53,8 +62,8 @@ class Heads:
         return 1 + beta * np.log1p(np.floor(positions / original))
 
     def tail_size(self, batch: int) -> int:
-        """Elements of a tail: ``[2, batch, kv_heads, TAIL, head_dim]``."""
-        return 2 * batch * self.kv_heads * TAIL * self.head_dim
+        """Elements of the tail that it writes: ``[2, batch, kv_heads, TAIL, head_dim]``; none where it has no keys."""
+        return 0 if self.shares else 2 * batch * self.kv_heads * TAIL * self.head_dim
 
     def output_size(self, batch: int, length: int, layout: Layout, dtype: mx.Dtype) -> int:
         """Elements of the kernel's output: the tail, and results or, where the sequence is split, their parts."""
@@ -74,9 +83,9 @@ class Layout(NamedTuple):
 def default_layout(h: Heads, capacity: int) -> Layout:
     """Short sequences: a threadgroup a query head. Long ones: parts of 512 tokens, read once for up to 4 heads."""
     if capacity <= SHORT:
-        return Layout(1, 1, 16)
+        return Layout(1, 1, min(16, MOST // h.head_dim))
     shared = h.heads // h.kv_heads
-    group = max(g for g in (1, 2, 3, 4) if shared % g == 0)
+    group = max(g for g in (1, 2, 3, 4) if shared % g == 0 and g * h.head_dim <= 1024)
     return Layout(min(32, capacity // 512), group, 8)
 
 
@@ -124,22 +133,26 @@ def attend(
     """Attention of ``length`` new tokens against the cache.
 
     Args:
-        qkv: the projections ``[batch·length, (heads + 2·kv_heads)·head_dim]``, neither normed nor rotated.
+        qkv: the projections ``[batch·length, (heads + 2·kv_heads)·head_dim]``, neither normed nor rotated; with
+            ``k_eq_v`` without values, with ``shares`` queries alone.
         kv: the cache ``[2, batch, kv_heads, capacity, head_dim]``.
-        tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens.
+        tail: an array that starts with ``[2, batch, kv_heads, TAIL, head_dim]``, the newest tokens;
+            with ``shares`` the new ones too.
         step: see :func:`step_rows`.
         gains: of the QK-norm, float32: q's and k's ``[2, head_dim]``, or each head's ``[heads + kv_heads, head_dim]``.
         layout: None: one that suits the cache's capacity. ``group · simdgroups`` is at most 32.
 
     Returns:
-        The result, an array that starts with the new tail, and where in the first the ``[batch·length,
-        heads·head_dim]`` results start.
+        The result, an array that starts with the new tail (``tail`` itself with ``shares``), and where in the first the
+        ``[batch·length, heads·head_dim]`` results start.
     """
     d = h.head_dim
     lanes = 8 if d < 128 else 16 if d < 256 else 32
     layout = layout or default_layout(h, kv.shape[3])
     if layout.group * layout.simdgroups > 32:
         raise ValueError(f"{layout}: that many heads and SIMD groups need more registers than a GPU has")
+    if layout.simdgroups * d > MOST:
+        raise ValueError(f"{layout}: that many SIMD groups with heads of {d} need more memory than a threadgroup has")
     splits, group, simdgroups = layout
     log2e = 1.4426950408889634
     template: dialect.Template = {
@@ -151,6 +164,8 @@ def attend(
         "D": d,
         "RD": h.rotary_dims,
         "HALVES": not h.traditional,
+        "NEW": 0 if h.shares else 1 if h.k_eq_v else 2,
+        "VNORM": h.v_norm,
         "QKNORM": h.qk_norm_eps is not None,
         "CENTRED": h.qk_norm == "layer",
         "JOINT": h.qk_norm == "all",
@@ -180,8 +195,9 @@ def attend(
             "KGAIN": "step" if gains is None else "(gains + (H + key_head) * D)" if each else "(gains + D)",
         },
     )
+    new = tail if h.shares else y
     if splits == 1:
-        return y, y, start
+        return y, new, start
     a = dialect.launch(
         "join",
         {"x": y, "step": step},
@@ -191,4 +207,4 @@ def attend(
         shape=(rows, h.heads * d),
         dtype=qkv.dtype,
     )
-    return a, y, 0
+    return a, new, 0

@@ -1,7 +1,7 @@
 """A layer's constants as one buffer, so that a launch has one input for them; the layer keeps views of it.
 
-``[W | scales | biases | bias | gain | post_gain]``: the first three as the layer holds them, row by row, the others in
-float32, each starting at a multiple of 16 bytes.
+``[W | scales | biases | bias | gain | post_gain | factor]``: the first three as the layer holds them, row by row, the
+others in float32, each starting at a multiple of 16 bytes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Packed:
     bias: bool
     gain: bool
     post_gain: bool = False
+    factor: bool = False
 
 
 def uncovered(layer: nn.Module, dtype: mx.Dtype) -> str | None:
@@ -51,13 +52,20 @@ def uncovered(layer: nn.Module, dtype: mx.Dtype) -> str | None:
     return None
 
 
-def pack(layer: nn.Module, dtype: mx.Dtype, gain: mx.array | None = None, post_gain: mx.array | None = None) -> Packed:
+def pack(
+    layer: nn.Module,
+    dtype: mx.Dtype,
+    gain: mx.array | None = None,
+    post_gain: mx.array | None = None,
+    factor: mx.array | None = None,
+) -> Packed:
     """One buffer with all of a layer; the layer's own arrays become views of it, so nothing is held twice.
 
     Args:
         layer: a linear layer or an embedding.
         gain: multiplies the input, where it could not be folded into the weights; ``[columns]``.
         post_gain: of a post-norm that is pending when the layer is reached; ``[columns]``.
+        factor: what the sum of residual and post-norm is multiplied by; ``[1]``.
 
     Raises:
         Uncovered: if the kernels have no form for the layer's weights.
@@ -68,7 +76,7 @@ def pack(layer: nn.Module, dtype: mx.Dtype, gain: mx.array | None = None, post_g
     bits = layer.bits if quantised else 8 * dtype.size
     rows, words = layer["weight"].shape[0], layer["weight"].nbytes // layer["weight"].shape[0] // 4
     names = ("weight", "scales", "biases") if quantised else ("weight",)
-    extras = [a for a in (layer.get("bias"), gain, post_gain) if a is not None]
+    extras = [a for a in (layer.get("bias"), gain, post_gain, factor) if a is not None]
     parts = [_words(layer[name]) for name in names] + [_words(a.astype(mx.float32)) for a in extras]
     buffer = mx.concatenate(parts) if len(parts) > 1 else parts[0]
     mx.eval(buffer)
@@ -89,6 +97,7 @@ def pack(layer: nn.Module, dtype: mx.Dtype, gain: mx.array | None = None, post_g
         "bias" in layer,
         gain is not None,
         post_gain is not None,
+        factor is not None,
     )
 
 

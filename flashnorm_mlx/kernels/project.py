@@ -35,6 +35,7 @@ def project(
     activation: str | None = None,
     gated: bool = True,
     softcap: float | None = None,
+    times: mx.array | None = None,
     residual: mx.array | None = None,
     pending: mx.array | None = None,
     post_eps: float | None = None,
@@ -49,9 +50,10 @@ def project(
         activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
         gated: False: there is no gate, and the result is ``activation(y)``.
         softcap: ``cap · tanh(y / cap)`` of the result.
+        times: multiplies the result; ``[rows, out]``.
         residual: added last; ``[rows, out]``.
         pending: a projection ``[rows, columns]`` that still awaits its post-norm (Gemma 2 and 3), whose gain is in
-            ``w``: then ``x + RMSNorm(pending)``, clipped to what float16 holds, takes the place of x.
+            ``w``: then ``(x + RMSNorm(pending)) · factor``, clipped to what float16 holds, takes the place of x.
         post_eps: that of the post-norm; None: ``eps``.
 
     Returns:
@@ -88,10 +90,11 @@ def project(
         "CAP": dialect.bits_of(softcap or 0.0),
         "XOFF": x_offset,
         "POST": pending is not None,
+        "FACTOR": w.factor,
         "LIMIT": dialect.bits_of(65504.0 if w.dtype == mx.float16 else 3e38),
     }
     inputs = {"x": x, "w": w.buffer}
-    inputs |= {name: a for name, a in (("h", residual), ("p", pending)) if a is not None}
+    inputs |= {name: a for name, a in (("f", times), ("h", residual), ("p", pending)) if a is not None}
     simdgroups = v.split * v.teams
     return dialect.launch(
         "project",
@@ -102,6 +105,7 @@ def project(
         shape=(rows, out) if pending is None else (rows * (out + w.columns),),
         dtype=w.dtype,
         defines={
+            "TIMES(i)": "1.0f" if times is None else "float(f[i])",
             "RESIDUAL(i)": "0.0f" if residual is None else "float(h[i])",
             "PENDING": "x" if pending is None else "p",
         },

@@ -28,10 +28,23 @@ class Residual(NamedTuple):
     start: int = 0
     #: A projection that is to be added to it, once its post-norm is done.
     due: mx.array | None = None
+    #: What each layer has as its own input, ``rows · dims`` numbers.
+    inputs: list[mx.array] | None = None
+
+
+class Pending(NamedTuple):
+    """``(h + norm(p)) · factor``, which the consumer does in its prologue."""
+
+    norm: PostNorm
+    factor: mx.array | None = None
+
+    def __call__(self, h: mx.array, p: mx.array) -> mx.array:
+        h = add_clipped(h, self.norm(p))
+        return h if self.factor is None else (h * self.factor).astype(h.dtype)
 
 
 class Projection:
-    """``residual + activation(norm(x) Wᵀ)``: in one launch of its kernel, or in plain operations if those are faster.
+    """``residual + activation(norm(x) Wᵀ) ⊙ times``: in one launch of its kernel, or plainly if that is faster.
 
     Args:
         norm: the layer in front; None: none. How its arm works it says itself, see ``fused`` in :mod:`.norm`.
@@ -50,26 +63,28 @@ class Projection:
         activation: str | None = None,
         gated: bool = True,
         adds: bool = False,
-        pending: PostNorm | None = None,
+        pending: Pending | None = None,
     ) -> None:
         prepare, gain, eps = norm.fused() if norm is not None else (None, None, None)
         self.layer, self.norm, self.adds, self.pending = layer, norm, adds, pending
         self.activation, self.gated = activation, gated
         self.prepare: Callable[[mx.array], mx.array] | None = prepare
         self.eps: float | None = eps
-        joins = pending is not None and prepare is None
-        self.packed: Packed = pack(layer, dtype, gain, pending["weight"] if pending is not None and joins else None)
+        post = (pending.norm["weight"], pending.factor) if pending is not None and prepare is None else (None, None)
+        self.packed: Packed = pack(layer, dtype, gain, *post)
         self.weight = layer["weight"]
         self.plain_for: set[int] = set()
 
-    def normed(self, h: Residual, rows: int, softcap: float | None = None) -> tuple[mx.array, Residual]:
+    def normed(
+        self, h: Residual, rows: int, softcap: float | None = None, times: mx.array | None = None
+    ) -> tuple[mx.array, Residual]:
         """Of the residual: ``[rows, out]``, and the residual with what was due to it."""
         if self.pending is None or h.due is None:
-            return self(h.x, rows, x_offset=h.start, softcap=softcap), h
+            return self(h.x, rows, x_offset=h.start, softcap=softcap, times=times), h
         if not self.packed.post_gain:
             x = h.x.flatten()[h.start : h.start + h.due.size].reshape(rows, -1)
-            whole = add_clipped(x, self.pending(h.due))
-            return self(whole, rows, softcap=softcap), Residual(whole)
+            whole = self.pending(x, h.due)
+            return self(whole, rows, softcap=softcap, times=times), Residual(whole, inputs=h.inputs)
         y = project(
             h.x,
             self.packed,
@@ -78,17 +93,17 @@ class Projection:
             activation=self.activation,
             gated=self.gated,
             softcap=softcap,
+            times=times,
             pending=h.due,
-            post_eps=self.pending.eps,
+            post_eps=self.pending.norm.eps,
             x_offset=h.start,
         )
-        start = y.size - h.due.size
-        return y, Residual(y, start)
+        return y, Residual(y, y.size - h.due.size, inputs=h.inputs)
 
     def added(self, x: mx.array, h: Residual, rows: int, x_offset: int = 0) -> Residual:
         """The residual with what the layer makes of ``x`` added, or due."""
         if self.adds:
-            return Residual(self(x, rows, h.x, x_offset))
+            return h._replace(x=self(x, rows, h.x, x_offset), start=0)
         return h._replace(due=self(x, rows, None, x_offset))
 
     def __call__(
@@ -98,13 +113,20 @@ class Projection:
         residual: mx.array | None = None,
         x_offset: int = 0,
         softcap: float | None = None,
+        times: mx.array | None = None,
     ) -> mx.array:
         """``x``, read from ``x_offset`` on as ``[rows, in]`` -> ``[rows, out]``."""
         form = self.plain if rows in self.plain_for else self.kernel
-        return form(x, rows, residual, x_offset, softcap)
+        return form(x, rows, residual, x_offset, softcap, times)
 
     def kernel(
-        self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int, softcap: float | None
+        self,
+        x: mx.array,
+        rows: int,
+        residual: mx.array | None,
+        x_offset: int = 0,
+        softcap: float | None = None,
+        times: mx.array | None = None,
     ) -> mx.array:
         if self.prepare is not None:
             x = self.prepare(x)
@@ -116,12 +138,19 @@ class Projection:
             activation=self.activation,
             gated=self.gated,
             softcap=softcap,
+            times=times,
             residual=residual,
             x_offset=x_offset,
         )
 
     def plain(
-        self, x: mx.array, rows: int, residual: mx.array | None, x_offset: int, softcap: float | None
+        self,
+        x: mx.array,
+        rows: int,
+        residual: mx.array | None,
+        x_offset: int = 0,
+        softcap: float | None = None,
+        times: mx.array | None = None,
     ) -> mx.array:
         size = rows * self.packed.columns
         x = x.flatten()[x_offset : x_offset + size].reshape(rows, -1)
@@ -133,6 +162,7 @@ class Projection:
         else:
             y = ACTIVATIONS[self.activation](settled(y, s))
         y = y if softcap is None else softcap * mx.tanh(y / softcap)
+        y = y if times is None else y * times.reshape(y.shape)
         return (y if residual is None else residual + y).astype(x.dtype)  # a bias in float32 has promoted it
 
     def choose(self, rows: int) -> None:
@@ -157,8 +187,8 @@ class Projection:
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
         forms = {
-            "kernel": lambda x, residual: self.kernel(x, rows, residual, 0, None),
-            "plain": lambda x, residual: self.plain(x, rows, residual, 0, None),
+            "kernel": lambda x, residual: self.kernel(x, rows, residual),
+            "plain": lambda x, residual: self.plain(x, rows, residual),
         }
         if fastest(operation, forms, x, residual) == "plain":
             self.plain_for.add(rows)
@@ -169,7 +199,7 @@ class FusedBlock:
 
     Args:
         dtype: of the activations.
-        pending: the post-norm of the block before, which is done here.
+        pending: what the block before leaves to be done here.
 
     Raises:
         Uncovered: if a kernel doesn't cover one of the layers.
@@ -185,23 +215,25 @@ class FusedBlock:
         mlp_post_norm: PostNorm | None,
         *,
         dtype: mx.Dtype,
-        pending: PostNorm | None,
+        pending: Pending | None,
     ) -> None:
         if len(attention.qkv_layers) > 1 or len(mlp.gate_up_layers) > 1:
             raise Uncovered("q, k and v (or gate and up) in different formats")
         self.heads = attention.heads
         self.heads.check()
         (qkv,), (gate_up,) = attention.qkv_layers, mlp.gate_up_layers
-        awaited = attention_post_norm is not None
+        awaited = None if attention_post_norm is None else Pending(attention_post_norm)
         self.qkv = Projection(qkv, dtype, attention_norm, pending=pending)
-        self.o = Projection(attention.o_proj, dtype, adds=not awaited)
-        self.gate_up = Projection(
-            gate_up, dtype, mlp_norm, activation=mlp.activation, gated=mlp.gated, pending=attention_post_norm
-        )
+        self.o = Projection(attention.o_proj, dtype, adds=awaited is None)
+        self.gate_up = Projection(gate_up, dtype, mlp_norm, activation=mlp.activation, gated=mlp.gated, pending=awaited)
         self.down = Projection(mlp.down_proj, dtype, adds=mlp_post_norm is None)
-        self.projections = (self.qkv, self.o, self.gate_up, self.down)
-        self.owners = (lambda: attention.qkv_layers[0], lambda: attention.o_proj,
-                       lambda: mlp.gate_up_layers[0], lambda: mlp.down_proj)  # fmt: skip
+        self.projections: tuple[Projection, ...] = (self.qkv, self.o, self.gate_up, self.down)
+        self.owners: tuple[Callable[[], nn.Module], ...] = (
+            lambda: attention.qkv_layers[0],
+            lambda: attention.o_proj,
+            lambda: mlp.gate_up_layers[0],
+            lambda: mlp.down_proj,
+        )
         self.rotation = attention.rotation
         self.gains = attention.qk_gains
         if self.gains is not None:

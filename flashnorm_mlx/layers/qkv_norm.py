@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import fold
+from ..kernels.attend import Heads
 from .attention import Gain, Norm
 from .heads import attended, split_heads
 from .linear import stack_into
@@ -134,3 +135,26 @@ class QKVNormAttention(nn.Module):
         if not self.shares:
             gains.append((self.k_norm["weight"], self.num_kv_heads))
         return mx.concatenate([mx.broadcast_to(g, (n, g.size)) for g, n in gains])
+
+    @property
+    def heads(self) -> Heads:
+        """What the kernel needs to know."""
+        return Heads(
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            scale=1.0,
+            rotary_dims=self.rotation.dims,
+            traditional=self.rotation.traditional,
+            qk_norm_eps=self.eps,
+            window=self.window,
+            v_norm=True,
+            k_eq_v=self.k_eq_v,
+            shares=self.shares,
+        )
+
+    @property
+    def qk_gains(self) -> mx.array:
+        """q_norm's and then k_norm's, for the kernel; q_norm's alone if it shares."""
+        norms = (self.q_norm,) if self.shares else (self.q_norm, self.k_norm)
+        return mx.concatenate([norm["weight"] for norm in norms]).astype(mx.float32)

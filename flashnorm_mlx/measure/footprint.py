@@ -9,8 +9,9 @@ Launches are about as many as there are:
   twice each, attention, activation, two additions: with a Llama block's 7 projections and 2 norms, 17); embedding,
   log-softmax and argmax. Gates and sorting of experts are not counted.
 - ``mlx-lm, no norms``: the same without the norms' launches.
-- ``flashnorm``: our kernels' five a block; each table, head and argmax. ``none``: as many. So the model can't tell
-  the two apart, by construction. ``baseline``: one more for each norm that FlashNorm takes off the path.
+- ``flashnorm``: our kernels' five a block, or as many as it says; each table, head and argmax. ``none``: the same. So
+  the model can't tell the two apart, by construction. ``baseline``: one more for each norm that FlashNorm takes off
+  the path.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from ..layers.norm import BaselineNorm, PostNorm
 
 _BLOCK_EXTRAS = 8
 _STEP_EXTRAS = 3
-_FUSED_BLOCK = 5
 _FUSED_EXTRAS = 3
 
 
@@ -76,7 +76,7 @@ def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     out = {"mlx-lm": stock + norms, "mlx-lm, no norms": stock}
     dense = all(a.ndim <= 2 for a in weights)
     if dense and type(model).fuse is Decoder.fuse:  # the others have none
-        fused = _FUSED_BLOCK * blocks + _FUSED_EXTRAS + len(model.tables) - 1
+        fused = sum(layer.launches for layer in model.layers) + _FUSED_EXTRAS + len(model.tables) - 1
         explicit = sum(isinstance(module, BaselineNorm | PostNorm | LayerNorm) for _, module in model.named_modules())
         out |= {"baseline": fused + explicit, "flashnorm": fused, "none": fused}
     return out

@@ -35,6 +35,8 @@ class Case:
     bias: bool = False
     residual: bool = False
     pending: bool = False
+    factor: bool = False  # of the sum with what is pending
+    times: bool = False
     activation: str | None = None
     gated: bool = True
     softcap: float | None = None
@@ -74,10 +76,12 @@ def draw(rng: random.Random) -> Case:
         residual=rng.choice([False, True]),
         softcap=rng.choice([None, None, 1.5]),
         offset=rng.choice([0, 64]),
+        times=rng.choice([False, False, True]),
         norm=rng.choice([True, True, False]),
     )
     if columns <= 1152:
         case = replace(case, pending=rng.random() < 0.3)
+        case = replace(case, factor=case.pending and rng.random() < 0.5)
     if case.norm:
         case = replace(case, size=rng.choice(list(SIZES)))
     if rng.random() < 0.7:
@@ -114,16 +118,19 @@ def run(case: Case, eps: float = EPS) -> Result:
     residual = array(rng.normal(size=(case.rows, case.out)), case.dtype) if case.residual else None
     pending = array(rng.normal(size=shape) * SIZES[case.size], case.dtype) if case.pending else None
     post_gain = mx.array(rng.uniform(0.3, 2.0, case.columns) * SIZES[case.size], mx.float32) if case.pending else None
+    factor = mx.array(rng.uniform(0.3, 2.0, 1), mx.float32) if case.factor else None
+    times = array(rng.normal(size=(case.rows, case.out)), case.dtype) if case.times else None
     weights, bias = dense(layer), f64(layer.bias) if case.bias else 0.0
     around = mx.full((case.offset,), math.nan, x.dtype)
     got = project(
         mx.concatenate([around, x.flatten(), around]) if case.offset else x,
-        pack(layer, DTYPES[case.dtype], gain, post_gain),
+        pack(layer, DTYPES[case.dtype], gain, post_gain, factor),
         rows=case.rows,
         eps=eps if case.norm else None,
         activation=case.activation,
         gated=case.gated,
         softcap=case.softcap,
+        times=times,
         residual=residual,
         pending=pending,
         post_eps=eps if case.pending else None,
@@ -134,6 +141,7 @@ def run(case: Case, eps: float = EPS) -> Result:
     if pending is not None and post_gain is not None:
         got, normed = got[: case.rows * case.out].reshape(case.rows, -1), got[case.rows * case.out :].reshape(shape)
         inputs = inputs + f64(pending) * inverse_rms(f64(pending)) * f64(post_gain)
+        inputs = inputs * (1.0 if factor is None else f64(factor))
         if case.dtype == "float16":
             inputs = np.clip(inputs, -65504, 65504)
         assert_close(normed, inputs, case.dtype, 5e-7 * float(np.abs(inputs).max()))
@@ -146,6 +154,7 @@ def run(case: Case, eps: float = EPS) -> Result:
         want = activate(case.activation, want[:, : case.out]) * up
     if case.softcap:
         want = case.softcap * np.tanh(want / case.softcap)
+    want = want if times is None else want * f64(times)
     want = want if residual is None else want + f64(residual)
     return Result(got, want, max(size, float(np.abs(want).max())))
 
@@ -196,11 +205,11 @@ def test_many_rows_take_other_layouts(out: int, bits: int | None, device: str) -
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
-@pytest.mark.parametrize(("columns", "bits"), [(640, 4), (1152, 4), (1152, 8), (1152, None)])
+@pytest.mark.parametrize(("columns", "bits"), [(640, 4), (1152, 4), (1152, 8), (1152, None), (2560, None), (5376, 4)])
 def test_a_pending_post_norm_has_a_layout_for_every_shape(
     rows: int, columns: int, bits: int | None, device: str
 ) -> None:
-    """Those of Gemma 3 270M and 1B."""
+    """Those of Gemma 3 270M and 1B, and of Gemma 4's largest."""
     check(Case(dtype="bfloat16", bits=bits, columns=columns, rows=rows, pending=True, gain=True, out=32))
 
 
@@ -210,6 +219,16 @@ def test_a_pending_post_norm_with_no_norm_behind_it(dtype: str, rows: int, devic
     """OLMo 2's."""
     check(Case(dtype=dtype, norm=False, pending=True, columns=640, rows=rows, out=5))
     check(Case(dtype=dtype, norm=False, pending=True, rows=rows, out=6, activation="silu", bias=True))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_times_a_factor_and_a_result_times_another(dtype: str, rows: int, device: str) -> None:
+    """Gemma 4's: the factor is a layer's, in front of the next one; and layers have inputs that a projection gates."""
+    case = Case(dtype=dtype, rows=rows, pending=True, factor=True, columns=640)
+    for bits in (4, None):
+        check(replace(case, bits=bits, gain=True, bias=True))
+        check(replace(case, bits=bits, norm=False, activation="gelu_pytorch_tanh", gated=False, times=True, out=12))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
