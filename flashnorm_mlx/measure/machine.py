@@ -47,8 +47,9 @@ def machine() -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """The variables that change how MLX, or this package, computes."""
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MLX_", "FLASHNORM_"))}
+    """The variables that change how MLX, or this package, computes; not where it keeps what it has compiled."""
+    named = {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MLX_", "FLASHNORM_"))}
+    return {k: v for k, v in named.items() if k != "MLX_PTX_CACHE_DIR"}
 
 
 def power(run: Run = run) -> dict[str, Any]:

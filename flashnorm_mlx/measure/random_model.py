@@ -20,7 +20,8 @@ from ..architectures.base import named_arrays
 from ..errors import FlashNormError
 from .shapes import read_shape
 
-if importlib.util.find_spec("hf_olmo") is None:  # mlx-lm's olmo exits where it is missing, and uses nothing of it
+# mlx-lm's olmo exits where this is missing, and uses nothing of it
+if "hf_olmo" not in sys.modules and importlib.util.find_spec("hf_olmo") is None:
     sys.modules["hf_olmo"] = ModuleType("hf_olmo")
 
 
