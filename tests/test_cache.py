@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mlx_lm.models import cache as stock
 
-from flashnorm_mlx.batched import BatchKVCache
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.kernels.attend import TAIL
-from flashnorm_mlx.rotating import RotatingKVCache
 
 BATCH, HEADS, DIM = 2, 3, 32
 SHAPE = (BATCH, HEADS, DIM)
@@ -268,54 +266,3 @@ def test_the_dtype_stays(dtype: mx.Dtype) -> None:
     fresh = KVCache()
     fresh.make_room(1, SHAPE, dtype)
     assert fresh.buffer is not None and fresh.buffer.dtype == dtype
-
-
-@pytest.mark.parametrize("part", ["keys", "values"])
-def test_reading_it_copies_nothing(part: str, tmp_path: Path) -> None:
-    """mlx-lm reads a cache's state behind every part of a prompt; an index alone would be a copy of all of it."""
-    rng = np.random.default_rng(0)
-    cache = KVCache()
-    for a in cache.update_and_fetch(*random_tokens(rng, 5)):
-        mx.eval(a)
-    mx.eval(cache.buffer)
-    mx.export_to_dot(str(tmp_path / "read.dot"), getattr(cache, part))
-    operations = {word for word in ("Gather", "Copy", "Contiguous") if word in (tmp_path / "read.dot").read_text()}
-    assert not operations
-
-
-def test_room_is_contiguous_zeros() -> None:
-    """A kernel that is given anything else has it copied at every step."""
-    cache = KVCache()
-    cache.make_room(1, SHAPE, mx.float16)
-    assert cache.buffer is not None and not mx.any(cache.buffer).item()
-    assert memoryview(cache.buffer).contiguous
-
-
-def touch(cache: Any, how: str) -> None:
-    """Do something to a cache that the kernels' next step has to know of."""
-    rng = np.random.default_rng(1)
-    if how == "trim":
-        cache.trim(1)
-    elif how == "update":
-        cache.update_and_fetch(*random_tokens(rng, 2))
-    elif how == "state":
-        cache.state = cache.state
-    elif how == "copy":
-        cache.__dict__.update(copy.deepcopy(cache).__dict__)
-    else:
-        getattr(cache, how)
-
-
-@pytest.mark.parametrize("how", ["trim", "update", "state", "copy", "keys", "values"])
-@pytest.mark.parametrize("kind", ["plain", "window", "batch"])
-def test_whatever_is_done_to_it_takes_its_mark(kind: str, how: str) -> None:
-    """A step trusts a cache that bears the mark of the step before."""
-    rng = np.random.default_rng(0)
-    makes = {"plain": KVCache, "window": lambda: RotatingKVCache(40), "batch": lambda: BatchKVCache([0] * BATCH)}
-    cache: Any = makes[kind]()
-    cache.update_and_fetch(*random_tokens(rng, 5))
-    cache.make_room(1, SHAPE, mx.float32)
-    cache.wait(mx.zeros(2 * BATCH * HEADS * TAIL * DIM), 1, mark := object())
-    assert cache.mark is mark
-    touch(cache, how)
-    assert cache.mark is not mark

@@ -70,7 +70,9 @@ def write_random(
     if converted:
         for name, plus_one in folded_gains(config, list(shapes)):
             gains[name] = fold.identity_gain(gains[name], plus_one=plus_one)
-    model.load_weights(list(gains.items()), strict=False)
+    # mlx-lm's routers start with zeros, which would send every token to the same experts
+    routers = {n: mx.random.normal(s, scale=s[-1] ** -0.5) for n, s in shapes.items() if n.endswith(".gate.weight")}
+    model.load_weights([*gains.items(), *routers.items()], strict=False)
     model.set_dtype(dtype)
     if bits:
         model, config = quantize_model(model, config, group_size, bits)
