@@ -51,7 +51,7 @@ def test_control_gains_of_the_qk_norm(tmp_path: Path, device: str, monkeypatch: 
 
 def test_control_a_tail_that_is_not_taken_over(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = KVCache.wait
-    monkeypatch.setattr(KVCache, "wait", lambda self, tail, length: original(self, self.tail, length))
+    monkeypatch.setattr(KVCache, "wait", lambda self, tail, *how: original(self, self.tail, *how))
     assert control_error(checkpoint(tmp_path / "m")) > 1e-2
 
 
