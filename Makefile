@@ -32,7 +32,7 @@ demo: venv ## Chat with the small model that ships with this project
 	@$(PYTHON) -m flashnorm_mlx chat
 
 test: venv-dev ## Run the tests that need no GPU
-	@$(PYTHON) -m pytest -q -m "not gpu" $(ARGS)
+	@$(PYTHON) -m pytest -q -n auto -m "not gpu" $(ARGS)
 
 lint: venv-dev ## Style, format, types and import directions
 	@$(PYTHON) -m ruff check
