@@ -100,5 +100,5 @@ def test_control_other_forms_are_seen(
     case: Case, wrong: dict[str, bool], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Case, "heads", property(lambda self, heads=case.heads: replace(heads, **wrong)))
-    with pytest.raises(AssertionError, match="tolerance|not equal"):
+    with pytest.raises(AssertionError, match=r"tolerance|not equal"):
         check(case)
