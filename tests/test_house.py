@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import flashnorm_mlx
+from flashnorm_mlx import architectures
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flashnorm_mlx"
@@ -211,3 +212,10 @@ def test_bootstrap_takes_an_environment_without_a_stamp_for_half_made(
 )
 def test_bootstrap_says_what_to_do_when_an_installation_fails(output: str, says: str) -> None:
     assert says in bootstrap.advice(output)
+
+
+def test_every_model_type_is_a_family() -> None:
+    """A module in architectures/ that is none, and is not said to be none, would be offered as one."""
+    for model_type in architectures.supported():
+        family = architectures.find(model_type)
+        assert all(hasattr(family, name) for name in ("Config", "Model", "TINY")), model_type

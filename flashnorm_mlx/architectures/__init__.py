@@ -12,7 +12,10 @@ from ..errors import FlashNormError
 ALIASES = {"mistral": "llama"}
 
 #: Modules here that are no families.
-SHARED = ("base", "block", "config", "decode", "gemma4_block", "gemma4_config", "latent_config", "layernorm")
+SHARED = (
+    *("base", "block", "config", "decode", "gemma4_block", "gemma4_config", "gemma4_decode"),
+    *("latent_config", "layernorm", "plain", "steps"),
+)
 
 
 def supported() -> list[str]:
