@@ -58,7 +58,7 @@ def on_device(name: str, *, check: bool = True, seeds: Sequence[int] = (0, 1, 2)
 
     def metal_kernel(name: str, input_names: Sequence[str], output_names: Sequence[str], **text: str) -> Kernel:
         kernel = RECORDED(name=name, input_names=input_names, output_names=output_names, **text)
-        return ReadKernel((input_names, output_names), kernel, check, seeds, 0)
+        return ReadKernel((input_names, output_names), kernel, check, seeds, 0, apart=check)
 
     before, original = mx.default_device(), mx.fast.metal_kernel
     dialect.build.cache_clear()

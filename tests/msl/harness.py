@@ -3,7 +3,8 @@
 The text that is compiled is the one MLX generates. Every thread is a fiber, and every collective a meeting of fibers.
 With `check`, shadow memory finds races, accesses out of bounds or misaligned, reads of what was never written, outputs
 never written; threads that miss each other at a barrier are found always. Each of `seeds` runs the threads in another
-order (0: in their own), and all have to give the same bytes.
+order (0: in their own), and all have to give the same bytes. A kernel runs in a process of its own (`apart`), so that a
+wild one takes no test run with it; that costs more than most launches.
 
 Not covered: address spaces and Metal's overloads (`typecheck` reads those), Apple's rounding of fast functions,
 flushing of denormals, arrays that aren't contiguous, speed.
@@ -69,6 +70,7 @@ class Launch(ctypes.Structure):
         ("threadgroup", ctypes.c_uint32 * 3),
         ("seed", ctypes.c_uint64),
         ("seconds", ctypes.c_uint64),
+        ("apart", ctypes.c_uint64),
         ("report", ctypes.POINTER(Report)),
     ]
 
@@ -125,10 +127,16 @@ class Kernel:
     """
 
     def __init__(
-        self, names: tuple[Sequence[str], Sequence[str]], kernel: Any, check: bool, seeds: Sequence[int], shift: int
+        self,
+        names: tuple[Sequence[str], Sequence[str]],
+        kernel: Any,
+        check: bool,
+        seeds: Sequence[int],
+        shift: int,
+        apart: bool,
     ) -> None:
         self.input_names, self.output_names = names
-        self.kernel, self.check, self.seeds, self.shift = kernel, check, tuple(seeds), shift
+        self.kernel, self.check, self.seeds, self.shift, self.apart = kernel, check, tuple(seeds), shift, apart
         self.report, self.seconds, self.compile_seconds = Report(), 0.0, 0.0
         self.traffic: dict[str, tuple[int, int]] = {}
 
@@ -205,7 +213,7 @@ class Kernel:
         report = Report.from_buffer(mmap.mmap(-1, ctypes.sizeof(Report)))
         limit = int(os.environ.get("MSL_TIMEOUT", "60"))
         grid, threadgroup = (ctypes.c_uint32 * 3)(*recording.grid), (ctypes.c_uint32 * 3)(*recording.threadgroup)
-        launch = Launch(buffers, len(buffers), grid, threadgroup, seed, limit, ctypes.pointer(report))
+        launch = Launch(buffers, len(buffers), grid, threadgroup, seed, limit, self.apart, ctypes.pointer(report))
         start = time.perf_counter()
         status = ctypes.CDLL(str(library.path)).msl_launch(ctypes.byref(launch))
         self.seconds += time.perf_counter() - start
@@ -237,6 +245,7 @@ def metal_kernel(
     check: bool = False,
     seeds: Sequence[int] = (0,),
     input_offset: int = 0,
+    apart: bool = True,
 ) -> Kernel:
     """As `mx.fast.metal_kernel`. `input_offset` moves inputs by that many elements, as slices of larger arrays are."""
     if missing():
@@ -245,7 +254,7 @@ def metal_kernel(
     kernel = RECORDED(
         name=name, input_names=input_names, output_names=output_names, source=source, header=header, **options
     )
-    return Kernel((input_names, output_names), kernel, check, seeds, input_offset)
+    return Kernel((input_names, output_names), kernel, check, seeds, input_offset, apart)
 
 
 def warm(calls: Iterable[tuple[Kernel, dict[str, Any]]], workers: int | None = None) -> float:

@@ -85,7 +85,7 @@ struct Launch {
   const Buffer* buffers;
   uint64_t count;
   uint32_t grid[3], threadgroup[3];
-  uint64_t seed, seconds;
+  uint64_t seed, seconds, apart;
   Report* report;
 };
 }  // namespace msl

@@ -232,6 +232,8 @@ static void place_lanes(Uint3 size) {
 }
 
 static void run() {
+  stopped = false;
+  stacks = nullptr;
   const uint32_t *g = call.grid, *t = call.threadgroup;
   Uint3 size{std::min(t[0], g[0]), std::min(t[1], g[1]), std::min(t[2], g[2])};
   call.report->threadgroup_bytes = threadgroup_bytes();
@@ -241,7 +243,7 @@ static void run() {
     return note("%zu bytes of threadgroup memory: the limit is %zu", threadgroup_bytes(), MAX_THREADGROUP_MEMORY);
   stacks = (char*)mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stacks == MAP_FAILED) return note("no memory for the stacks");
+  if (stacks == MAP_FAILED) return stacks = nullptr, note("no memory for the stacks");
   for (int i = 0; i < MAX_THREADS; i++) lanes[i].stack = stacks + i * STACK;
   random_state = 0x9E3779B97F4A7C15ull * (call.seed + 1) | 1;
   std::vector<void*> pointers;
@@ -266,19 +268,23 @@ static void run() {
 }
 }  // namespace msl
 
-// In a child, so that a wild kernel takes no test run with it. Returns the child's wait status.
+// In a child if it is to be apart; returns the child's wait status.
 int msl_launch(const msl::Launch* launch) {
-  pid_t child = fork();
+  pid_t child = launch->apart ? fork() : 0;
   if (child < 0) return -1;
-  if (child == 0) {
-    for (int number : {SIGALRM, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) signal(number, SIG_DFL);
-    alarm(launch->seconds);
-    msl::call = *launch;
-    msl::run();
-    launch->report->finished = 1;
-    _exit(0);
-  }
   int status = 0;
-  waitpid(child, &status, 0);
+  if (child) {
+    waitpid(child, &status, 0);
+    return status;
+  }
+  if (launch->apart)
+    for (int number : {SIGALRM, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) signal(number, SIG_DFL);
+  alarm(launch->seconds);
+  msl::call = *launch;
+  msl::run();
+  launch->report->finished = 1;
+  if (launch->apart) _exit(0);
+  alarm(0);
+  if (msl::stacks) munmap(msl::stacks, msl::STACK * msl::MAX_THREADS);
   return status;
 }
