@@ -115,12 +115,17 @@ def project(
 def default_variant(w: Packed, rows: int, *, gated: bool, pending: bool = False) -> Variant:
     """A layout that is good for a shape, before anything was measured: few rows a simdgroup where W is small."""
     row_words = w.columns * w.bits // 32
-    words = 4 if rows == 1 and row_words >= 128 else 2 if rows <= 2 else 1
+    if rows == 1:
+        words = 4 if row_words >= 128 else 2
+    else:  # a lane holds so many columns of each row of x in registers
+        columns = 16 if rows <= 4 and w.columns >= 2048 else 8
+        words = min(4, columns * w.bits // 32)
     while pending and words < 4 and row_words > 16 * 32 * words:  # all of a row at once
         words *= 2
     split = min(32 if pending else 16, -(-row_words // words // 32))
     if rows > 1:
-        return Variant(4, 1, words, split, 1)
+        tall = w.rows >= (12288 if rows == 2 else 2048) and rows <= 4
+        return Variant(8 if tall else 4, 4 if rows == 2 and w.rows >= 65536 else 1, words, split, 1)
     if split > 8 and not pending:  # two steps of half as many threads, of which more threadgroups fit on a GPU core
         split = -(-split // 2)
     # each threadgroup reads x and its gains, and does a pending post-norm, anew

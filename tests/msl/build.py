@@ -15,6 +15,7 @@ from pathlib import Path
 
 RUNTIME = Path(__file__).parent / "runtime"
 COMPILER = os.environ.get("MSL_CXX", "g++")
+FAST_LINKER = ["-fuse-ld=gold"] if shutil.which("ld.gold") else []
 # Every operation is rounded, and only fma() contracts; what isn't initialised gets a pattern that no test accepts.
 COMMON = [
     *("-std=c++20", "-w", "-march=native", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-fno-exceptions"),
@@ -78,17 +79,21 @@ def named(*parts: str) -> Path:
     return cache() / hashlib.sha256("\0".join((machine(), *parts)).encode()).hexdigest()[:24]
 
 
-def compile_to(target: Path, arguments: list[str], source: str | None = None) -> None:
+def compile_to(target: Path, arguments: list[str], source: str = "") -> None:
     """Runs the compiler, and puts its output in place at once: other processes see all of it, or nothing."""
     scratch = target.with_name(f"{target.name}.{os.getpid()}.{time.monotonic_ns()}")
+    text = scratch.with_name(f"{scratch.name}.cpp")  # from standard input, gcc takes no precompiled header
     try:
-        result = subprocess.run(
-            [COMPILER, *arguments, "-o", str(scratch)], input=source, capture_output=True, text=True, cwd=RUNTIME
-        )
+        if source:
+            text.write_text(source, "utf-8")
+            arguments = [*arguments, "-x", "c++", "-c", str(text)]
+        command = [COMPILER, *arguments, "-o", str(scratch)]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=RUNTIME)
         if result.returncode:
             raise BuildError(result.stderr)
         scratch.replace(target)
     finally:
+        text.unlink(missing_ok=True)
         scratch.unlink(missing_ok=True)
 
 
@@ -99,7 +104,7 @@ def runtime(check: bool) -> Path:
     path = named("runtime", *flags).with_suffix(".o")
     if not path.exists():
         source = "".join(f'#include "{unit}"\n' for unit in units)
-        compile_to(path, [*flags, "-I", str(RUNTIME), "-x", "c++", "-c", "-"], source)
+        compile_to(path, [*flags, "-I", str(RUNTIME)], source)
     return path
 
 
@@ -126,8 +131,8 @@ def build(source: str, check: bool) -> Library:
     start = time.perf_counter()
     unit = path.with_suffix(f".{os.getpid()}.{time.monotonic_ns()}.o")
     try:
-        compile_to(unit, [*flags, "-I", str(header(flags)), "-I", str(RUNTIME), "-x", "c++", "-c", "-"], source)
-        compile_to(path, ["-shared", str(unit), str(support), "-lm"])
+        compile_to(unit, [*flags, "-I", str(header(flags)), "-I", str(RUNTIME)], source)
+        compile_to(path, ["-shared", *FAST_LINKER, str(unit), str(support), "-lm"])
     finally:
         unit.unlink(missing_ok=True)
     return Library(path, time.perf_counter() - start)
