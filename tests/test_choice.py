@@ -75,6 +75,10 @@ def test_every_launch_is_made() -> None:
     choice._measure("op", {"kernel": form}, mx.ones((1, 8)), mx.ones((1, 8)))
     assert len({id(x) for x in seen}) == len(seen) == choice.LAUNCHES
 
+    seen.clear()
+    choice._measure("op", {"kernel": form}, mx.ones((1, choice.MEMORY // 4)), None)
+    assert len(seen) == 2  # of large ones, few: measuring must not take more memory than the model
+
 
 def test_a_tie_goes_to_the_first() -> None:
     times = {"kernel": 10.0, "plain": 9.9}

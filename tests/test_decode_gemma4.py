@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens, untraced
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens, untraced
 from kernel_runs import DEVICES
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
@@ -118,7 +118,7 @@ def test_long_sequences(tmp_path: Path, device: str, passes: list) -> None:
     passes.clear()
     got = run(model, plan)
     assert passes == [(1, 1)] * 3
-    assert error(got[1:], run(load_stock(path)[0], plan)[1:]) <= TOLERANCE
+    assert error(got[1:], run(load_stock(path)[0], plan)[1:]) <= rounding(path, plan, device)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -219,6 +219,7 @@ def test_control_what_is_left_out_is_seen(change: Any, tmp_path: Path, device: s
     path = write(tmp_path)
     model = fused(path)
     change(model._step)
+    model._step.compiled = mx.compile(model._step.run)  # what was traced before knows nothing of the change
     assert error(run(model, SHORT), run(load_stock(path)[0], SHORT)) > 1e-3
 
 

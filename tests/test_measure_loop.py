@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
-from checkpoints import write_checkpoint
+from checkpoints import our_model, stock_with_weights, tiny_config, write_checkpoint
 from measuring import FakeModel, FakeTimer
 
 from flashnorm_mlx.loader import load_model
@@ -148,3 +149,26 @@ def test_arms_are_loaded_in_one_dtype(tmp_path: Path) -> None:
     assert models == facts == {}
     assert list(unavailable) == ["mlx-lm", "none"]
     assert all("nobody" in why and "\n" not in why for why in unavailable.values())
+
+
+def test_an_arm_that_fails_leaves_nothing_in_memory() -> None:
+    """Else the next one's bytes would be told from those of a model that is gone by then."""
+    from flashnorm_mlx.measure.arms import load_all
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.layers = mx.zeros(2**20), [nn.Linear(1, 1)]
+            mx.eval(self.weight)
+
+        def __call__(self, ids: mx.array, cache: list) -> mx.array:
+            raise ValueError("no mask for this")
+
+    def load(name: str, folder: Path, dtype: str | None) -> nn.Module:
+        return Broken() if name == "mlx-lm" else our_model(tiny_config("llama"), weights)
+
+    weights = stock_with_weights(tiny_config("llama"))[1]
+    mx.eval(weights)
+    _, facts, unavailable = load_all(Path(), ["mlx-lm", "none"], None, Timer(), lambda *_: None, load)
+    assert unavailable == {"mlx-lm": "ValueError: no mask for this"}
+    assert facts["none"]["model_bytes"] >= 0

@@ -23,6 +23,9 @@ from ..rotating import RotatingKVCache
 from .config import Config
 from .decode import DecodeStep
 
+#: From so many bytes of residual on, what several blocks have under way takes too much memory.
+LARGE = 2**21
+
 
 class Stack(nn.Module):
     """Embeddings, blocks and final norm, under the names that a checkpoint uses."""
@@ -81,11 +84,12 @@ class Decoder(nn.Module):
         context = self.context(h, cache)
         layers = self.layers
         is_long = h.shape[0] * h.shape[1] >= MANY
+        is_large = is_long or h.nbytes >= LARGE
         if self._step is not None and is_long:
             layers = self._step.prompt_blocks
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
             before, h = h, self.step(i, layer, h, context, c)
-            if is_long and c is not None:
+            if is_large and c is not None:
                 mx.async_eval(h)  # the device is at work while the host goes on to the next block,
                 mx.eval(before)  # no further, for all that is under way is held in memory
         return self.head(whole(h))

@@ -17,8 +17,8 @@ import mlx.core as mx
 #: A form of an operation: ``(x [rows, in], residual [rows, out] or None) -> [rows, out]``.
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
-#: Launches that are timed together, and how often.
-LAUNCHES, REPEAT = 32, 5
+#: Launches that are timed together, as far as their inputs take no more memory than this; and how often.
+LAUNCHES, MEMORY, REPEAT = 32, 2**26, 5
 
 #: Another form must be so much faster than the first, for timings are noisy.
 MARGIN = 0.95
@@ -65,7 +65,8 @@ def file() -> Path:
 
 def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> dict[str, Any]:
     times: dict[str, float] = {}
-    inputs = [x + 0 for _ in range(LAUNCHES)]
+    launches = max(2, min(LAUNCHES, MEMORY // x.nbytes))
+    inputs = [x + 0 for _ in range(launches)]
     mx.eval(inputs)
     for name, form in forms.items():
         try:
@@ -76,7 +77,7 @@ def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: m
                 start = time.perf_counter()
                 mx.eval(chain(inputs, residual))
                 best = min(best, time.perf_counter() - start)
-            times[name] = round(best / LAUNCHES * 1e6, 2)
+            times[name] = round(best / launches * 1e6, 2)
         except (RuntimeError, ValueError) as error:
             lines = str(error).strip().splitlines() or ["no reason given"]
             warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)

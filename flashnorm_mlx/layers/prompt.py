@@ -101,10 +101,10 @@ def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], 
     """Whether the kernel is to be used, for rows of ``dims`` numbers."""
     if not measure or not prompt.covers(dims, dtype):
         return prompt.covers(dims, dtype)
-    residual = mx.ones((2 * MANY, dims), dtype) if forms is JOINS else None
-    x = mx.ones((2 * MANY, dims if forms is JOINS else 2 * dims), dtype)
+    residual = mx.ones((MANY, dims), dtype) if forms is JOINS else None
+    x = mx.ones((MANY, dims if forms is JOINS else 2 * dims), dtype)
     kind = str(dtype).removeprefix("mlx.core.")
-    return choice.fastest(f"{name} of {dims}, {kind}, {2 * MANY} rows", forms, x, residual) == "kernel"
+    return choice.fastest(f"{name} of {dims}, {kind}, {MANY} rows", forms, x, residual) == "kernel"
 
 
 def _forms_of_gate(activation: str) -> dict[str, choice.Form]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,22 +50,24 @@ def load_all(
     names = list(names)
     for done, name in enumerate(names):
         progress(f"loading {name}", done, len(names))
-        mx.clear_cache()
-        before, start = mx.get_active_memory(), timer.clock()
         try:
-            model = load(name, folder, dtype)
-            timer.finish()
-            loaded, model_bytes = timer.clock(), mx.get_active_memory() - before
-            Trial("prefill", 16, 0, 0, 1).run(model, 16, timer)
-            facts[name] = {
-                "load_s": loaded - start,
-                "first_token_s": timer.clock() - loaded,
-                "model_bytes": model_bytes,
-            }
-            models[name] = model
+            models[name], facts[name] = _loaded(partial(load, name, folder, dtype), timer)
         except Exception as error:  # the others go on
             unavailable[name] = described(error).replace(f"{folder}: ", "")
     return models, facts, unavailable
+
+
+def _loaded(load: Callable[[], Any], timer: Timer) -> tuple[Any, dict[str, Any]]:
+    """A model that has made its first token, and what was seen; of one that can't, nothing is left in memory."""
+    gc.collect()
+    mx.clear_cache()
+    before, start = mx.get_active_memory(), timer.clock()
+    model = load()
+    timer.finish()
+    loaded, model_bytes = timer.clock(), mx.get_active_memory() - before
+    Trial("prefill", 16, 0, 0, 1).run(model, 16, timer)
+    facts = {"load_s": loaded - start, "first_token_s": timer.clock() - loaded, "model_bytes": model_bytes}
+    return model, facts
 
 
 def described(error: Exception) -> str:
