@@ -168,7 +168,7 @@ def test_predictions_are_labelled(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "predicted, not measured" in out and "predicted tokens/s" in out and "median error" in out
     first = next(line for line in out.splitlines() if "M1 " in line)
     assert "204" in first and "225" in first
-    monkeypatch.setattr("flashnorm_mlx.measure.timing_report.measured_reports", list)
+    monkeypatch.setattr("flashnorm_mlx.measure.timing_report.measured_reports", dict)
     assert "not checked here" in run(capsys, "--predict", "OpenELM-270M")[1]
 
 

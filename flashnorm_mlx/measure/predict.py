@@ -1,8 +1,8 @@
 """Decode speed of machines that aren't here: ``time a token = bytes ÷ bandwidth + launches × launch cost``.
 
 Bandwidth is the published peak times the share of it that is reached. That share and the cost of a launch are fitted:
-for Apple's chips to the two speeds that the paper publishes (§6), for the H200 to the rows measured there. The form of
-the model is judged on the latter: each shape's rows are predicted from the other shapes'.
+for Apple's chips to the two speeds that the paper publishes (§6), for other GPUs to the rows measured there. The form
+of the model is judged on the latter: each shape's rows are predicted from the other shapes'.
 
 What comes out is *predicted*, never measured. It knows of no arithmetic, no caches, no thermal limits; and it takes the
 M1's launch cost and share for those of every Apple chip.
@@ -11,6 +11,7 @@ M1's launch cost and share for those of every Apple chip.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,11 +148,17 @@ def samples_of(reports: Sequence[dict[str, Any]], arm: str) -> list[Sample]:
     return out
 
 
-def measured_reports(device: str = "nvidia-h200") -> list[dict[str, Any]]:
-    """The committed reports on shapes of a device; none where the package isn't in a clone."""
-    found = (Path(__file__).parents[2] / "bench" / "results" / device).glob("*.json")
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(found)]
-    return [r for r in reports if r.get("schema") == SCHEMA and r["model"]["name"] in shape_names()]
+def measured_reports() -> dict[str, list[dict[str, Any]]]:
+    """The committed reports on shapes, by machine; none where the package isn't in a clone."""
+    results = Path(__file__).parents[2] / "bench" / "results"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name in machines():
+        files = sorted((results / re.sub(r"[^a-z0-9]+", "-", name.lower())).glob("*.json"))
+        reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        mine = [r for r in reports if r.get("schema") == SCHEMA and r["model"]["name"] in shape_names()]
+        if mine:
+            found[name] = mine
+    return found
 
 
 def apple_chips() -> list[Machine]:

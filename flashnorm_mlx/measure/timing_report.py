@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Column, Table
@@ -15,6 +16,7 @@ from .predict import (
     PUBLISHED_SHAPE,
     WITH_NORMS,
     WITHOUT_NORMS,
+    Machine,
     apple_chips,
     cross_checked,
     fitted,
@@ -108,28 +110,31 @@ def prediction(shape: str, *, bits: int = 4, depth: int = 0, plot: str | None = 
 
 
 def check() -> RenderableType:
-    """The model against the H200's measured rows, each shape predicted from the others."""
-    reports = measured_reports()
-    if not reports:
+    """The model against the machines that were measured, each shape predicted from the others."""
+    found = measured_reports()
+    if not found:
         return Text("not checked here: the measured rows (bench/results) are in the repository only")
-    bandwidth = machines()["NVIDIA H200"].bandwidth
+    return Group(*(_checked(machines()[name], reports) for name, reports in found.items()))
+
+
+def _checked(machine: Machine, reports: list[dict[str, Any]]) -> RenderableType:
     table = Table("arm", "shape", *right("depth", "measured", "predicted", "error"), title="tokens/s")
     lines = []
     for arm in CHECKED_ARMS:
         samples = samples_of(reports, arm)
-        checks = cross_checked(samples, bandwidth)
+        checks = cross_checked(samples, machine.bandwidth)
         for c in checks:
             s = c.sample
             table.add_row(arm, s.shape, str(s.depth), f"{s.speed:.0f}", f"{c.predicted:.0f}", f"{100 * c.error:+.0f} %")
         table.add_section()
         worst = max((c.error for c in checks), key=abs)
-        all_rows = fitted(samples, bandwidth)
+        all_rows = fitted(samples, machine.bandwidth)
         lines.append(
             f"{arm}: median error {100 * typical_error(checks):.0f} %, worst {100 * worst:+.0f} % "
             f"(all rows: {1e6 * all_rows.launch:.1f} µs, {100 * all_rows.share:.0f} %)"
         )
-    head = Text("the same on the NVIDIA H200: each shape predicted from the other shapes' rows\n")
-    return Group(head, table, Text("\n".join(lines)))
+    head = Text(f"the same on the {machine.name}: each shape predicted from the other shapes' rows\n")
+    return Group(head, table, Text("\n".join(lines) + "\n"))
 
 
 def right(*names: str) -> list[Column]:
