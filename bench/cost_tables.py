@@ -9,6 +9,8 @@ from speed_tables import ARMS, table
 
 #: Of norm_then_project's rows, those in the table; the files and figures have all.
 SHOWN_ROWS = (1, 8, 256, 8192)
+#: Of a time: one that is known no better is only about right.
+UNSURE = 0.1
 FORMS = ("sequential", "weightless", "deferred", "two streams", "kernel", "product")
 
 
@@ -74,7 +76,8 @@ def _times(first: dict[str, Any], found: dict[str, Any] | None) -> str:
     """``1.23 ×``; a dash where there is no such form, or nothing of it could be told."""
     if not found or not found.get("device_us") or not first.get("device_us"):
         return "–"
-    return ("" if found["hidden"] and first["hidden"] else "~ ") + f"{first['device_us'] / found['device_us']:.2f} ×"
+    sure = all(f["hidden"] and f.get("spread_us", 0) < UNSURE * f["device_us"] for f in (first, found))
+    return ("" if sure else "~ ") + f"{first['device_us'] / found['device_us']:.2f} ×"
 
 
 TABLES = {

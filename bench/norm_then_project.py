@@ -55,7 +55,7 @@ SIZES = {
 ROWS = (1, 2, 4, 8, 32, 256, 2048, 8192)
 
 #: Launches of a measurement, and about how many multiplications and additions it has at most.
-MOST, FEWEST, WORK = 64, 4, 4e12
+MOST, FEWEST, WORK = 256, 4, 4e12
 
 
 class Layer(NamedTuple):

@@ -2,15 +2,16 @@
 
 A decode kernel runs for microseconds: less than it takes the CPU to hand it over. So the device is given something long
 to do first; behind that, many launches are handed over, each waiting for the one before, and run without a gap. The
-same with nothing between the links of the chain is subtracted.
+same with nothing between the links of the chain, run in turn with it, is subtracted.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,13 +22,14 @@ from flashnorm_mlx.measure.traffic import read_and_copy
 
 @dataclass(frozen=True)
 class Launch:
-    """Microseconds of one launch on the device, and of the CPU's to hand it over.
+    """Microseconds of one launch on the device (the median, and half the range without the extremes), and of the CPU's.
 
     ``hidden``: all were handed over while the device was busy with something else. Otherwise ``device_us`` is an upper
     bound, for the device has waited for the CPU.
     """
 
     device_us: float
+    spread_us: float
     host_us: float
     hidden: bool
 
@@ -63,10 +65,15 @@ class Stopwatch:
                 break
             self.rounds = min(64, math.ceil(2 * self.rounds * handing_over / self.busy))
             self.busy = self._best(lambda: (self._occupy(),))
-        found = [self._run(chain(step)) for _ in range(self.repeat)]
-        empty = self._best(lambda: chain(lambda y, i: y))
+        found, costs = [], []
+        for _ in range(self.repeat):
+            found.append(self._run(chain(step)))
+            empty, _ = self._run(chain(lambda y, i: y))
+            costs.append(1e6 * (found[-1][0] - empty) / count)
+        costs.sort()
         return Launch(
-            device_us=1e6 * max(0.0, min(total for total, _ in found) - empty) / count,
+            device_us=max(0.0, statistics.median(costs)),
+            spread_us=(costs[-2] - costs[1]) / 2,
             host_us=1e6 * min(host for _, host in found) / count,
             hidden=min(host for _, host in found) < self.busy,
         )
@@ -100,8 +107,7 @@ def timed(watch: Stopwatch, step: Callable[[mx.array, int], mx.array], x: mx.arr
         found = watch.launch(step, x, count)
     except Exception as error:  # the other rows go on
         return {"error": described(error)}
-    times = {"device_us": round(found.device_us, 3), "host_us": round(found.host_us, 3)}
-    return times | {"hidden": found.hidden}
+    return {name: v if name == "hidden" else round(v, 3) for name, v in asdict(found).items()}
 
 
 @mx.compile
