@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models import cache as stock
 
 from .cache import grown, room, size_for
 from .lent import Lent
+from .rotating import Windowed
 
 
 class BatchKVCache(Lent, stock.BatchKVCache):
@@ -63,4 +65,88 @@ class BatchKVCache(Lent, stock.BatchKVCache):
         return trimmed
 
 
+class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
+    """The same for a layer that sees a window. Sequences longer than that keep no more, but know their length."""
+
+    def __init__(self, max_size: int, left_padding: list[int]) -> None:
+        self._release_to(None, None)
+        super().__init__(max_size, left_padding)
+
+    @property
+    def offset(self) -> mx.array:
+        """Each sequence's length ``[batch]``."""
+        return self._lengths_then + self._since if self._since else self._lengths_then
+
+    @offset.setter
+    def offset(self, offset: mx.array) -> None:
+        self._lengths_then, self._since = offset, 0
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """By how many tokens each sequence is shorter than the longest."""
+        if self.buffer is not None:
+            return self._padding
+        lengths = _on_the_host(self.offset)
+        return tuple(max(lengths) - length for length in lengths)
+
+    @property
+    def end(self) -> int:
+        """The length of the longest."""
+        return self._end if self.buffer is not None else max(_on_the_host(self.offset))
+
+    def fits(self, batch: int, dtype: mx.Dtype) -> bool:
+        if self._lengths is not None:  # half-way in a prompt
+            return False
+        if self.buffer is None and self._keys is not None:
+            self._temporal_order()
+            padding, lengths = _on_the_host(self.left_padding), _on_the_host(self.offset)
+            if any(max(0, p) != max(0, self._idx - length) for p, length in zip(padding, lengths, strict=True)):
+                return False
+        return super().fits(batch, dtype)
+
+    def _advance(self, tokens: int) -> None:
+        self._end += tokens
+        self._offset += tokens
+        self._since += tokens
+
+    def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        self._padding, self._end = self.padding, self.end
+        held = [a[..., : self._idx, :] for a in (self._keys, self._values) if a is not None]
+        self._lend(held, shape, dtype)
+
+    def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
+        self.offset, self.rotated = self.offset, False
+        self._idx = min(self.appended, self.max_size)
+        self.left_padding = self._idx - self.offset
+        return self._in_reach(buffer)
+
+    def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        self.release()
+        return super().make_mask(*arguments, **options)
+
+    def extend(self, other: stock.BatchRotatingKVCache) -> None:
+        self.release()
+        if isinstance(other, Lent):
+            other.release()
+        super().extend(other)
+
+    def filter(self, batch_indices: list[int]) -> None:
+        self.release()
+        super().filter(batch_indices)
+
+    def extract(self, idx: int) -> stock.RotatingKVCache:
+        self.release()
+        return super().extract(idx)
+
+    def trim(self, n: int) -> int:
+        self.release()
+        trimmed: int = super().trim(n)
+        return trimmed
+
+
+def _on_the_host(numbers: mx.array) -> list[int]:
+    return [int(number) for number in np.array(numbers)]
+
+
 BatchKVCache.__qualname__ = stock.BatchKVCache.__qualname__
+BatchRotatingKVCache.__qualname__ = stock.BatchRotatingKVCache.__qualname__

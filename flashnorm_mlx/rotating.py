@@ -9,37 +9,22 @@ from .cache import room
 from .lent import Lent
 
 
-class RotatingKVCache(Lent, stock.RotatingKVCache):
-    """The buffer holds the window and some more, so that older tokens are moved out once in so many steps.
+class Windowed(Lent):
+    """The buffer holds the window and some more, so that older tokens are moved out once in so many steps."""
 
-    It bears mlx-lm's name because prompt-cache files hold the class's name.
-    """
-
+    max_size: int
     #: Tokens in the buffer beyond the window, at least a tail.
     SLACK = 256
-
-    padding: tuple[int, ...] = ()
-
-    def __init__(self, max_size: int, keep: int = 0) -> None:
-        self._release_to(None, None)
-        super().__init__(max_size, keep)
 
     @property
     def capacity(self) -> int:
         return -(-(self.max_size + self.SLACK) // 32) * 32
 
-    @property
-    def end(self) -> int:
-        end: int = self.offset
-        return end
-
-    def _advance(self, tokens: int) -> None:
-        self.offset += tokens
-
-    def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+    def _lend(self, held: list[mx.array], shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        """Make a buffer with the keys and values that are ``held`` in it, if any are, as far as a window reaches."""
         buffer = room((2, *shape[:2], self.capacity, shape[2]), dtype)
-        if self._keys is not None:
-            newest = [self._temporal_order(a)[..., -self.max_size :, :] for a in (self._keys, self._values)]
+        if held:
+            newest = [a[..., -self.max_size :, :] for a in held]
             self.appended = newest[0].shape[2]
             buffer[..., : self.appended, :] = mx.stack(newest)
         self.hold(buffer)
@@ -55,10 +40,36 @@ class RotatingKVCache(Lent, stock.RotatingKVCache):
         buffer[..., start : start + count, :] = newest
         return buffer, start + count
 
-    def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
+    def _in_reach(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
+        """The keys and values that a window reaches."""
         start, end = max(0, self.appended - self.max_size), self.appended
-        self._idx = end - start
         return (buffer[0, ..., start:end, :], buffer[1, ..., start:end, :]) if end else (None, None)
+
+
+class RotatingKVCache(Windowed, stock.RotatingKVCache):
+    """It bears mlx-lm's name because prompt-cache files hold the class's name."""
+
+    padding: tuple[int, ...] = ()
+
+    def __init__(self, max_size: int, keep: int = 0) -> None:
+        self._release_to(None, None)
+        super().__init__(max_size, keep)
+
+    @property
+    def end(self) -> int:
+        end: int = self.offset
+        return end
+
+    def _advance(self, tokens: int) -> None:
+        self.offset += tokens
+
+    def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        held = [self._temporal_order(a) for a in (self._keys, self._values) if a is not None]
+        self._lend(held, shape, dtype)
+
+    def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
+        self._idx = min(self.appended, self.max_size)
+        return self._in_reach(buffer)
 
     def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
         self.release()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from checkpoints import relative_error
 from decode_runs import TOLERANCE, checkpoint, fused, tokens, untraced
@@ -18,8 +19,9 @@ from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx.architectures import decode, steps
 from flashnorm_mlx.architectures.decode import DecodeStep
-from flashnorm_mlx.batched import BatchKVCache
+from flashnorm_mlx.batched import BatchKVCache, BatchRotatingKVCache
 from flashnorm_mlx.kernels.attend import TAIL
+from flashnorm_mlx.rotating import Windowed
 
 
 @pytest.fixture(params=DEVICES)
@@ -57,19 +59,20 @@ def decoded(model: Any, cache: list, count: int, length: int = 1) -> mx.array:
     return mx.concatenate(outputs, axis=1)
 
 
-def gone_through(model: Any) -> list[mx.array]:
+def gone_through(model: Any, trimmed: int = 4) -> list[mx.array]:
     """Logits of steps, with everything between them that mlx-lm does with a batch."""
     cache = batch_of(model, [9, 21, 14])
     outputs = [decoded(model, cache, TAIL + 3)]
     for c in cache:
         c.filter([0, 2])  # of 21 the longest is gone, and with it padding
     outputs.append(decoded(model, cache, 3, length=2))
-    stock.trim_prompt_cache(cache, 4)
+    assert stock.trim_prompt_cache(cache, trimmed) == trimmed
     outputs.append(decoded(model, cache, 2))
     for c, other in zip(cache, batch_of(model, [30]), strict=True):
         c.extend(other)
     outputs.append(decoded(model, cache, 5))
-    assert [n.item() for n in cache[0].offset] == [53, 58, 35]
+    for c in cache:
+        assert [n.item() + trimmed for n in c.offset] == [57, 62, 35 + trimmed]
     single = [c.extract(1) for c in cache]
     outputs.append(model(tokens(1), cache=single))
     return outputs
@@ -87,7 +90,28 @@ def test_against_stock(family: str, bits: int | None, tmp_path: Path, device: st
     assert max(relative_error(a, b) for a, b in zip(got, want, strict=True)) <= TOLERANCE
 
 
-def test_mlx_lms_batch_generator(tmp_path: Path, device: str, passes: list) -> None:
+WINDOWS = {
+    "gemma3_text": {"sliding_window": 6, "sliding_window_pattern": 2},
+    "llama": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_layers_that_see_a_window(
+    family: str, tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences shorter and longer than the window; the buffer is full more than once."""
+    monkeypatch.setattr(Windowed, "SLACK", 32)
+    path = checkpoint(tmp_path / "m", family, **WINDOWS[family])
+    model = fused(path)
+    passes.clear()
+    got, want = gone_through(model, trimmed=0), gone_through(load_stock(path)[0], trimmed=0)
+    assert passes == [(3, 1)] * (TAIL + 4) + [(2, 2)] * 4 + [(2, 1)] * 3 + [(3, 1)] * 5 + [(1, 1)]
+    assert max(relative_error(a, b) for a, b in zip(got, want, strict=True)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{}, WINDOWS["llama"]], ids=["full", "window"])
+def test_mlx_lms_batch_generator(options: dict[str, Any], tmp_path: Path, device: str, passes: list) -> None:
     """As the server runs it: requests of several lengths, one of which joins later and one of which ends earlier."""
 
     def answers(model: Any) -> dict[int, list[int]]:
@@ -105,7 +129,7 @@ def test_mlx_lms_batch_generator(tmp_path: Path, device: str, passes: list) -> N
                 break
         return found
 
-    path = checkpoint(tmp_path / "m")
+    path = checkpoint(tmp_path / "m", **options)
     model = fused(path)
     passes.clear()
     got = answers(model)
@@ -114,13 +138,14 @@ def test_mlx_lms_batch_generator(tmp_path: Path, device: str, passes: list) -> N
     assert got == answers(load_stock(path)[0])
 
 
-def test_what_mlx_lm_sees(tmp_path: Path, device: str, passes: list) -> None:
-    path = checkpoint(tmp_path / "m")
+@pytest.mark.parametrize(("options", "ours"), [({}, BatchKVCache), (WINDOWS["llama"], BatchRotatingKVCache)])
+def test_what_mlx_lm_sees(options: dict[str, Any], ours: type, tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m", **options)
     model, theirs = fused(path), load_stock(path)[0]
     cache, plain = batch_of(model, [9, 4]), batch_of(theirs, [9, 4])
     for m, c in ((model, cache), (theirs, plain)):
         decoded(m, c, 5)
-    assert type(cache[0]) is BatchKVCache and cache[0].buffer is not None
+    assert type(cache[0]) is ours and cache[0].buffer is not None
     assert cache[0].size() == plain[0].size() and not cache[0].empty() and cache[0].nbytes > 0
     assert cache[0].offset.tolist() == plain[0].offset.tolist() == [14, 9]
     assert cache[0].buffer is not None, "nothing of this gives the buffer back"
@@ -141,15 +166,18 @@ def test_new_tokens_that_are_padding_are_left_to_mlx(tmp_path: Path, device: str
     assert relative_error(*got) <= TOLERANCE
 
 
-@pytest.mark.parametrize("wrong", ["padding", "positions"])
+@pytest.mark.parametrize("options", [{}, WINDOWS["llama"]], ids=["full", "window"])
+@pytest.mark.parametrize("wrong", ["padding", "one too few", "positions"])
 def test_control_rows_that_are_taken_for_one_another(
-    wrong: str, tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
+    wrong: str, options: dict[str, Any], tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = steps.step_rows
     if wrong == "padding":
         monkeypatch.setattr(steps, "step_rows", lambda *given: original(*given[:-1], 0))
+    elif wrong == "one too few":
+        monkeypatch.setattr(steps, "step_rows", lambda *given: original(*given[:-1], np.maximum(0, given[-1] - 1)))
     else:
         monkeypatch.setattr(steps, "step_rows", lambda *g: original(*g[:4], 0 * g[4] + g[4][:, :1], *g[5:]))
-    path = checkpoint(tmp_path / "m")
+    path = checkpoint(tmp_path / "m", **options)
     got, want = (decoded(m, batch_of(m, [9, 4]), 3) for m in (fused(path), load_stock(path)[0]))
     assert relative_error(got, want) > 1e-3

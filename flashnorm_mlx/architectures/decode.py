@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models import cache as stock
 
-from ..batched import BatchKVCache
+from ..batched import BatchKVCache, BatchRotatingKVCache
 from ..cache import KVCache
 from ..kernels.attend import SHORT, TAIL, default_layout
 from ..kernels.embed import embed
@@ -27,18 +27,24 @@ if TYPE_CHECKING:
     from .base import Decoder
 
 
-Cache = KVCache | RotatingKVCache | BatchKVCache
+Cache = KVCache | RotatingKVCache | BatchKVCache | BatchRotatingKVCache
 
 #: mlx-lm's caches, and ours that take their place.
 OURS: dict[type, type[Cache]] = {
     stock.KVCache: KVCache,
     stock.RotatingKVCache: RotatingKVCache,
     stock.BatchKVCache: BatchKVCache,
+    stock.BatchRotatingKVCache: BatchRotatingKVCache,
 }
 
 #: So many passes over the same number of tokens, more than one, are made without kernels: a short prompt is not worth
 #: having them compiled, the steps of a batch or of speculative decoding are.
 PATIENCE = 4
+
+
+def next_positions(cache: Cache) -> tuple[int, ...]:
+    """Where each sequence's next token stands; one number where all are as long."""
+    return tuple(cache.end - padding for padding in cache.padding) or (cache.end,)
 
 
 class DecodeStep:
@@ -103,12 +109,12 @@ class DecodeStep:
         first = cache[0]
         if self.is_beyond_the_tables(ids, cache):
             return False
-        if any(padding > first.end for padding in first.padding):  # new tokens that are none see nothing
+        if min(positions := next_positions(first)) < 0:  # new tokens that are none see nothing
             return False
         batch, length = ids.shape
         for c, group in zip(cache, self.group_of, strict=True):
             like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
-            if (c.end, c.waiting, c.padding) != (first.end, first.waiting, first.padding):
+            if c.waiting != first.waiting or next_positions(c) != positions:
                 return False
             if not c.fits(batch, self.dtype):
                 return False
@@ -132,6 +138,8 @@ class DecodeStep:
         """Whether a layer's cache is of a kind that holds what its attention sees."""
         if type(cache) in (RotatingKVCache, stock.RotatingKVCache):
             return (cache.keep, cache.max_size) == (0, block.heads.window)
+        if type(cache) in (BatchRotatingKVCache, stock.BatchRotatingKVCache):
+            return cache.max_size == block.heads.window
         return type(cache) in (KVCache, stock.KVCache, BatchKVCache, stock.BatchKVCache)
 
     @cached_property
@@ -178,13 +186,12 @@ class DecodeStep:
         ids = ids.view(mx.int32) if ids.dtype == mx.uint32 else ids.astype(mx.int32)  # one dtype, one kernel
         if cache[0].mark is not self.mark or cache[0].waiting + length > TAIL:
             self.make_room(batch, length, cache)
-        padding = cache[0].padding or (0,) * batch
         steps = [
-            rows(c.appended, c.waiting, c.capacity, c.end, length, padding)
+            rows(c.appended, c.waiting, c.capacity, c.end, length, c.padding or (0,) * batch)
             for rows, c in zip(self.rows, (cache[i] for i in self.groups), strict=True)
         ]
-        positions = np.arange(cache[0].end, cache[0].end + length, dtype=np.int32) - np.int32(padding)[:, None]
-        places = [ids] + [mx.array(positions) for _ in self.tables[1:]]
+        positions = np.arange(length, dtype=np.int32) + np.int32(next_positions(cache[0]))[:, None]
+        places = [ids] + [mx.array(np.broadcast_to(positions, ids.shape)) for _ in self.tables[1:]]
         logits, tails = self.compiled(places, steps, [c.buffer for c in cache], [c.tail for c in cache])
         self.mark = object()
         for c, tail in zip(cache, tails, strict=True):

@@ -45,6 +45,6 @@ class Steps:
             positions[..., None] * np.float32(self.rotation.inv_freq),
             self.rotation.factor,
             self.heads.query_factors(positions),
-            np.array(padding),
+            np.maximum(0, np.array(padding) - (end - self.first - appended)),  # without what has left the buffer
         ).reshape(count, -1)
         self.steps = mx.negative(mx.array(-steps))  # what an operation yields lies in the device's memory
