@@ -11,7 +11,6 @@ from checkpoints import FAMILIES, our_model, relative_error, stock_with_weights,
 from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 
 from flashnorm_mlx import architectures, fold
-from flashnorm_mlx.architectures import base
 from flashnorm_mlx.layers import rope
 
 TOLERANCE = 5e-6
@@ -186,21 +185,6 @@ def test_quantised_cache_and_embeddings_input() -> None:
     assert relative_error(outputs[1], outputs[0]) <= 2e-2
     embedded = model.model.embed_tokens(ids)
     assert mx.array_equal(model(None, input_embeddings=embedded), model(ids))
-
-
-def test_a_large_prompt_is_not_all_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block is handed over as it is there, and the host waits for the one before: memory for two, not for all."""
-    config = tiny_config("llama", num_hidden_layers=4)
-    stock, weights = stock_with_weights(config)
-    model, ids = our_model(config, weights), ids_for(config, 1)
-    handed: list[mx.array] = []
-    original = mx.async_eval
-    monkeypatch.setattr(mx, "async_eval", lambda *arrays: handed.extend(arrays) or original(*arrays))
-    assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE and not handed
-    monkeypatch.setattr(base, "LARGE", ids.size * config["hidden_size"] * 4)
-    assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE and len(handed) == 4
-    model(ids[:, 1:], cache=make_prompt_cache(model))
-    assert len(handed) == 4
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
