@@ -81,12 +81,16 @@ class Layout(NamedTuple):
 
 
 def default_layout(h: Heads, capacity: int) -> Layout:
-    """Short sequences: a threadgroup a query head. Long ones: parts of 512 tokens, read once for up to 4 heads."""
+    """Short sequences: a threadgroup a query head. Long ones: parts of 512 tokens, read once for up to 4 heads.
+
+    Models of few key heads have shorter parts, so that there is something to do for most of a GPU's cores.
+    """
     if capacity <= SHORT:
         return Layout(1, 1, min(16, MOST // h.head_dim))
     shared = h.heads // h.kv_heads
     group = max(g for g in (1, 2, 3, 4) if shared % g == 0 and g * h.head_dim <= 1024)
-    return Layout(min(32, capacity // 512), group, 8)
+    enough = min(48 // (h.heads // group), capacity // 128)
+    return Layout(min(32, max(capacity // 512, enough)), group, 8)
 
 
 def step_rows(
