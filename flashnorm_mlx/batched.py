@@ -79,7 +79,20 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
 
     @offset.setter
     def offset(self, offset: mx.array) -> None:
+        self.release()
         self._lengths_then, self._since = offset, 0
+
+    @property
+    def left_padding(self) -> mx.array:
+        """Where each sequence starts in what is held ``[batch]``; below 0 where its start has been moved out."""
+        if self.buffer is None:
+            return self._left_padding
+        return min(self.appended + self.waiting, self.max_size) - self.offset
+
+    @left_padding.setter
+    def left_padding(self, padding: mx.array) -> None:
+        self.release()
+        self._left_padding = padding
 
     @property
     def padding(self) -> tuple[int, ...]:
@@ -95,14 +108,13 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
         return self._end if self.buffer is not None else max(_on_the_host(self.offset))
 
     def fits(self, batch: int, dtype: mx.Dtype) -> bool:
-        if self._lengths is not None:  # half-way in a prompt
+        if self._lengths is not None or not super().fits(batch, dtype):  # half-way in a prompt
             return False
-        if self.buffer is None and self._keys is not None:
-            self._temporal_order()
-            padding, lengths = _on_the_host(self.left_padding), _on_the_host(self.offset)
-            if any(max(0, p) != max(0, self._idx - length) for p, length in zip(padding, lengths, strict=True)):
-                return False
-        return super().fits(batch, dtype)
+        if self._keys is None:
+            return True
+        held = self._keys.shape[2] if self.rotated else self._idx
+        padding, lengths = _on_the_host(self.left_padding), _on_the_host(self.offset)
+        return all(max(0, p) == max(0, held - length) for p, length in zip(padding, lengths, strict=True))
 
     def _advance(self, tokens: int) -> None:
         self._end += tokens
@@ -111,14 +123,20 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
 
     def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         self._padding, self._end = self.padding, self.end
+        if self._keys is not None:
+            self._temporal_order()
         held = [a[..., : self._idx, :] for a in (self._keys, self._values) if a is not None]
         self._lend(held, shape, dtype)
 
     def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
-        self.offset, self.rotated = self.offset, False
+        self._lengths_then, self._since, self.rotated = self.offset, 0, False
         self._idx = min(self.appended, self.max_size)
-        self.left_padding = self._idx - self.offset
+        self._left_padding = self._idx - self._lengths_then
         return self._in_reach(buffer)
+
+    def prepare(self, **options: list[int] | None) -> None:
+        self.release()
+        super().prepare(**options)
 
     def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
         self.release()

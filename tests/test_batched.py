@@ -110,6 +110,43 @@ def test_layers_that_see_a_window(
     assert max(relative_error(a, b) for a, b in zip(got, want, strict=True)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("family", WINDOWS)
+def test_prompts_that_are_padded_at_their_ends(family: str, tmp_path: Path, device: str, passes: list) -> None:
+    """As mlx-lm's server has them, behind steps of the same shape; each sequence is compared with itself alone."""
+    path = checkpoint(tmp_path / "m", family, **WINDOWS[family])
+    model, theirs = fused(path), load_stock(path)[0]
+    lengths, ids, cache = [1, 4], tokens(11, 2), batch_of(model, [49, 50])
+    model(ids[:, :4], cache=cache)
+    for c in cache:
+        c.prepare(lengths=lengths, right_padding=[4 - length for length in lengths])
+    model(ids[:, 4:8], cache=cache)
+    for c in cache:
+        c.finalize()
+    got = [model(ids[:, i : i + 1], cache=cache) for i in range(8, 11)]
+    assert passes[-3:] == [(2, 1)] * 3
+    for row, (start, length) in enumerate(zip([49, 50], lengths, strict=True)):
+        own = [tokens(50)[:, row : row + start], ids[row : row + 1, : 4 + length], ids[row : row + 1, 8:]]
+        want = theirs(mx.concatenate(own, axis=1))[0, -3:]
+        assert relative_error(mx.concatenate(got, axis=1)[row], want) <= TOLERANCE
+
+
+def test_what_is_assigned_while_the_kernels_have_it(tmp_path: Path, device: str, passes: list) -> None:
+    path = checkpoint(tmp_path / "m", "llama", **WINDOWS["llama"])
+    model, theirs = fused(path), load_stock(path)[0]
+    cache, plain = batch_of(model, [38, 9]), batch_of(theirs, [38, 9])
+    for m, c in ((model, cache), (theirs, plain)):
+        decoded(m, c, 6)
+    assert cache[0].left_padding.tolist() == plain[0].left_padding.tolist() == [-4, 25]
+    assert cache[0].buffer is not None
+    for name in ("offset", "left_padding"):
+        before = getattr(cache[0], name)
+        setattr(cache[0], name, before - 1)
+        assert cache[0].buffer is None and getattr(cache[0], name).tolist() == (before - 1).tolist()
+        setattr(cache[0], name, before)
+        decoded(model, cache, 2)  # one in plain operations, for now the layers differ in what waits in their tails
+        assert cache[0].buffer is not None
+
+
 @pytest.mark.parametrize("options", [{}, WINDOWS["llama"]], ids=["full", "window"])
 def test_mlx_lms_batch_generator(options: dict[str, Any], tmp_path: Path, device: str, passes: list) -> None:
     """As the server runs it: requests of several lengths, one of which joins later and one of which ends earlier."""

@@ -44,7 +44,8 @@ PATIENCE = 4
 
 def next_positions(cache: Cache) -> tuple[int, ...]:
     """Where each sequence's next token stands; one number where all are as long."""
-    return tuple(cache.end - padding for padding in cache.padding) or (cache.end,)
+    end = cache.end
+    return tuple(end - padding for padding in cache.padding) or (end,)
 
 
 class DecodeStep:
@@ -101,6 +102,9 @@ class DecodeStep:
             return False
         if self.goes_on(ids, cache):
             return True
+        batch, length = ids.shape
+        if any(self.tried.get((batch, length, is_long)) for is_long in (False, True)):
+            return False
         if not all(self.is_known(c, block) for c, block in zip(cache, self.cached, strict=True)):
             return False
         for c in cache:
@@ -111,7 +115,6 @@ class DecodeStep:
             return False
         if min(positions := next_positions(first)) < 0:  # new tokens that are none see nothing
             return False
-        batch, length = ids.shape
         for c, group in zip(cache, self.group_of, strict=True):
             like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
             if c.waiting != first.waiting or next_positions(c) != positions:
