@@ -143,7 +143,7 @@ def test_what_is_assigned_while_the_kernels_have_it(tmp_path: Path, device: str,
         setattr(cache[0], name, before - 1)
         assert cache[0].buffer is None and getattr(cache[0], name).tolist() == (before - 1).tolist()
         setattr(cache[0], name, before)
-        decoded(model, cache, 2)  # one in plain operations, for now the layers differ in what waits in their tails
+        decoded(model, cache, 2)  # the first in plain operations: the layers' caches differ in form
         assert cache[0].buffer is not None
 
 

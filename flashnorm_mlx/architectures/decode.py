@@ -115,9 +115,12 @@ class DecodeStep:
             return False
         if min(positions := next_positions(first)) < 0:  # new tokens that are none see nothing
             return False
+        if any(c.waiting != first.waiting for c in cache):  # after a trim: layers with windows give all back for it
+            for c in cache:
+                c.settle()
         for c, group in zip(cache, self.group_of, strict=True):
             like = cache[self.groups[group]]  # a step's counts are the same for all layers of a group
-            if c.waiting != first.waiting or next_positions(c) != positions:
+            if next_positions(c) != positions:
                 return False
             if not c.fits(batch, self.dtype):
                 return False
