@@ -23,7 +23,8 @@ def alone(
         positions = np.arange(end - none, end - none + length, dtype=np.float32)
         angles = positions[:, None] * np.float32(ROTATION.inv_freq)
         splits, queries = default_layout(HEADS, capacity).splits, HEADS.query_factors(positions)
-        rows.append(step_rows(appended, waiting, capacity, splits, angles[None], ROTATION.factor, queries[None], none))
+        left = max(0, none - (end - waiting - appended))  # of the padding, in the buffer
+        rows.append(step_rows(appended, waiting, capacity, splits, angles[None], ROTATION.factor, queries[None], left))
     return rows
 
 
