@@ -72,9 +72,10 @@ def stock(folder: Path, bits: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=results_folder(), help="folder for quality.json")
+    parser.add_argument("--out", type=Path, help="folder for quality.json (default bench/results/<device>)")
     parser.add_argument("--quick", action="store_true", help="of a little text: whether it runs")
     args = parser.parse_args()
+    out = args.out or (Path(tempfile.mkdtemp(prefix="bench-")) if args.quick else results_folder())
     windows, count = (1, 1) if args.quick else (24, 60)
     ids = read_ids(DEMO / "heldout.jsonl", load_tokenizer(DEMO))[: windows * WINDOW + 1]
     wanted = mx.array([ids[i + 1 : i + WINDOW + 1] for i in range(0, len(ids) - WINDOW, WINDOW)])
@@ -119,7 +120,7 @@ def main() -> None:
         "window": WINDOW,
         "rows": rows,
     }
-    target = args.out / "quality.json"
+    target = out / "quality.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -151,15 +151,16 @@ def demo(tokens: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=results_folder())
+    parser.add_argument("--quick", action="store_true", help="of a little text: whether it runs")
+    parser.add_argument("--out", type=Path, help="folder for quantisation.json (default bench/results/<device>)")
     args = parser.parse_args()
+    out = args.out or (Path(tempfile.mkdtemp(prefix="bench-")) if args.quick else results_folder())
     tokens, seeds = (2 * WINDOW, 1) if args.quick else (16 * WINDOW, 5)
     result = {"device": device_name(), "machine": platform.platform(), **circumstances(), "tokens": tokens}
     result |= {"seeds": seeds, "demo_gains": gain_facts(DEMO)}
     result |= {"synthetic": synthetic(seeds), "demo": demo(tokens)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "quantisation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "quantisation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

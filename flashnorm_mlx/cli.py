@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -67,6 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `flashnorm ... | head`
         sys.stderr.close()
+        return 1
+    except OSError as error:  # of what is printed; files' errors are said where they are read and written
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"flashnorm: {place}{error.strerror or error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # else Python would try again to write what is left, and say so
+            sys.stdout.close()
         return 1
 
 
@@ -156,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument(
         "--depth", type=number(0, 10**7, int), default=0, help="predicted behind so many tokens (default: 0)"
     )
+    timing.add_argument("--check", action="store_true", help="with --predict: each measured row beside its prediction")
     timing.add_argument("--plot", metavar="FILE", help="draw the same as a picture (needs matplotlib)")
     return parser
 

@@ -139,7 +139,9 @@ def timing(args: Namespace) -> int:
 
     k = args.k or args.n
     if args.predict is not None:
-        report = timing_report.prediction(args.predict, bits=args.bits, depth=args.depth, plot=args.plot)
+        report = timing_report.prediction(
+            args.predict, bits=args.bits, depth=args.depth, plot=args.plot, details=args.check
+        )
     elif args.sweep:
         report = timing_report.sweep(args.n, k, args.m, plot=args.plot)
     else:

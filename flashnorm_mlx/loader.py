@@ -279,7 +279,9 @@ def load_tokenizer(path: Path) -> TokenizerWrapper:
     try:
         tokenizer = load_with_mlx_lm(path, {})
     except Exception as error:  # transformers raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+            reason = "there is no tokenizer.json or tokenizer.model; copy the original model's there"
         raise FlashNormError(f"{path}: the tokenizer can't be loaded: {reason}") from None
     tokenizer.eos_token_ids = stop_tokens(path) | {i for i in (tokenizer.eos_token_id,) if i is not None}
     return tokenizer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -28,7 +30,34 @@ def serve(model: Any, tokenizer: Any, *, host: str, port: int) -> int:
     def load_ours(path: str, *, return_config: bool = False, **options: Any) -> tuple:
         return (model, tokenizer, {}) if return_config else (model, tokenizer)
 
+    _mend(server)
     server.load = load_ours  # what the server's model provider calls for any model that a request names
     sys.argv = ["flashnorm serve", "--model", "flashnorm", "--host", host, "--port", str(port)]
     server.main()
     return 0
+
+
+def _mend(server: Any) -> None:
+    """What a request of wrong types would end is the thread that all others wait for: refuse it, as others are."""
+    handler, generator = server.APIHandler, server.ResponseGenerator
+    validate, generate = handler.validate_model_parameters, generator._run_generate
+
+    def checked(self: Any) -> None:
+        validate(self)
+        stop, messages = self.body.get("stop"), self.body.get("messages", [])
+        if not (stop is None or isinstance(stop, str) or _all(str, stop)):
+            raise ValueError("stop must be a string or a list of strings")
+        if not _all(dict, messages):
+            raise ValueError("messages must be a list of objects with role and content")
+
+    def generate_or_end(self: Any) -> None:
+        generate(self)
+        if self._generation_failed:  # a server that can't answer any more is no use to whoever watches over it
+            logging.error("flashnorm: generation failed, so the server ends")
+            os._exit(1)
+
+    handler.validate_model_parameters, generator._run_generate = checked, generate_or_end
+
+
+def _all(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

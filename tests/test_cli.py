@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import edit_config, write_checkpoint
@@ -122,6 +123,37 @@ def test_broken_checkpoint_through_the_command(tmp_path: Path) -> None:
     assert done.stderr.strip() == f"flashnorm: {path}: config.json: hidden_size must be a positive integer, not -1"
 
 
+def test_a_server_that_can_not_answer_any_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flashnorm_mlx import serve
+
+    class Handler:
+        validate_model_parameters = None
+
+    class Generator:
+        def __init__(self, failed: bool) -> None:
+            self._generation_failed = failed
+
+        def _run_generate(self) -> None:
+            pass
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    serve._mend(SimpleNamespace(APIHandler=Handler, ResponseGenerator=Generator))
+    for failed in (False, True):
+        Generator(failed)._run_generate()
+    assert codes == [1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("args", [["timing"], ["info", "MODEL"]], ids=["timing", "info"])
+def test_output_that_can_not_be_written_is_one_line(args: list[str], model: Path) -> None:
+    given = [str(model) if a == "MODEL" else a for a in args]
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "flashnorm_mlx", *given]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "flashnorm: No space left on device\n")
+
+
 def test_server_answers_with_our_model(model: Path, tmp_path: Path) -> None:
     """mlx-lm's server over HTTP on the loopback, its answer the same as generate's."""
     import http.client
@@ -150,6 +182,12 @@ def test_server_answers_with_our_model(model: Path, tmp_path: Path) -> None:
             except ConnectionRefusedError:
                 assert process.poll() is None
         text = answer["choices"][0]["message"]["content"]
+        for wrong, says in (({"stop": 5}, "stop must be"), ({"messages": "hi"}, "messages must be"), ({}, "")):
+            connection.request("POST", "/v1/chat/completions", json.dumps(body | wrong), {"Content-Type": "text/json"})
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            assert response.status == (400 if wrong else 200) and says in answer.get("error", "")
+        assert answer["choices"][0]["message"]["content"] == text
     finally:
         process.terminate()
         process.wait(timeout=20)

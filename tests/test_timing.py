@@ -166,6 +166,8 @@ def test_predictions_are_labelled(capsys: pytest.CaptureFixture[str], monkeypatc
     code, out, _ = run(capsys, "--predict", "OpenELM-270M")
     assert code == 0
     assert "predicted, not measured" in out and "predicted tokens/s" in out and "median error" in out
+    assert "NVIDIA H200, flashnorm: median error" in out and "Qwen3-0.6B" not in out
+    assert "Qwen3-0.6B" in run(capsys, "--predict", "OpenELM-270M", "--check")[1]
     first = next(line for line in out.splitlines() if "M1 " in line)
     assert "204" in first and "225" in first
     monkeypatch.setattr("flashnorm_mlx.measure.timing_report.measured_reports", dict)

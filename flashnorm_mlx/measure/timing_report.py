@@ -79,7 +79,7 @@ def sweep(n: int, k: int, m: int, *, plot: str | None = None) -> Report:
     return Report(Group(head, table), str(picture))
 
 
-def prediction(shape: str, *, bits: int = 4, depth: int = 0, plot: str | None = None) -> Report:
+def prediction(shape: str, *, bits: int = 4, depth: int = 0, plot: str | None = None, details: bool = False) -> Report:
     """Tokens a second of a shape on Apple's chips, what the prediction rests on, and how far off it is elsewhere."""
     model = footprint(read_shape(shape), bits=bits, depth=depth)
     calibration = published()
@@ -106,19 +106,24 @@ def prediction(shape: str, *, bits: int = 4, depth: int = 0, plot: str | None = 
         "taken for every chip, checked on no other",
     ]
     head = Text(f"predicted, not measured: {about}\n")
-    return Report(Group(head, table, Text("\n".join(lines)), Text(), check()), str(picture))
+    return Report(Group(head, table, Text("\n".join(lines)), Text(), check(details)), str(picture))
 
 
-def check() -> RenderableType:
+def check(details: bool) -> RenderableType:
     """The model against the machines that were measured, each shape predicted from the others."""
     found = measured_reports()
     if not found:
         return Text("not checked here: the measured rows (bench/results) are in the repository only")
-    return Group(*(_checked(machines()[name], reports) for name, reports in found.items()))
+    parts: list[RenderableType] = [
+        Text("checked on measured machines, each shape predicted from the other shapes' rows:")
+    ]
+    for name, reports in found.items():
+        parts += _checked(machines()[name], reports, details)
+    return Group(*parts, *([] if details else [Text("(each row: --check)")]))
 
 
-def _checked(machine: Machine, reports: list[dict[str, Any]]) -> RenderableType:
-    table = Table("arm", "shape", *right("depth", "measured", "predicted", "error"), title="tokens/s")
+def _checked(machine: Machine, reports: list[dict[str, Any]], details: bool) -> list[RenderableType]:
+    table = Table("arm", "shape", *right("depth", "measured", "predicted", "error"), title=f"{machine.name}, tokens/s")
     lines = []
     for arm in CHECKED_ARMS:
         samples = samples_of(reports, arm)
@@ -130,11 +135,10 @@ def _checked(machine: Machine, reports: list[dict[str, Any]]) -> RenderableType:
         worst = max((c.error for c in checks), key=abs)
         all_rows = fitted(samples, machine.bandwidth)
         lines.append(
-            f"{arm}: median error {100 * typical_error(checks):.0f} %, worst {100 * worst:+.0f} % "
-            f"(all rows: {1e6 * all_rows.launch:.1f} µs, {100 * all_rows.share:.0f} %)"
+            f"{machine.name}, {arm}: median error {100 * typical_error(checks):.0f} %, worst {100 * worst:+.0f} % "
+            f"(fitted to all: cost {1e6 * all_rows.launch:.1f} µs, share {100 * all_rows.share:.0f} %)"
         )
-    head = Text(f"the same on the {machine.name}: each shape predicted from the other shapes' rows\n")
-    return Group(head, table, Text("\n".join(lines) + "\n"))
+    return [*([table] if details else []), Text("\n".join(lines))]
 
 
 def right(*names: str) -> list[Column]:
