@@ -59,11 +59,6 @@ class BatchKVCache(Lent, stock.BatchKVCache):
         end = self.appended
         return (buffer[0, ..., :end, :], buffer[1, ..., :end, :]) if end else (None, None)
 
-    def trim(self, n: int) -> int:
-        self.release()
-        trimmed: int = super().trim(n)
-        return trimmed
-
 
 class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
     """The same for a layer that sees a window. Sequences longer than that keep no more, but know their length."""
@@ -138,10 +133,6 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
         self.release()
         super().prepare(**options)
 
-    def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
-        self.release()
-        return super().make_mask(*arguments, **options)
-
     def extend(self, other: stock.BatchRotatingKVCache) -> None:
         self.release()
         if isinstance(other, Lent):
@@ -155,11 +146,6 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
     def extract(self, idx: int) -> stock.RotatingKVCache:
         self.release()
         return super().extract(idx)
-
-    def trim(self, n: int) -> int:
-        self.release()
-        trimmed: int = super().trim(n)
-        return trimmed
 
 
 def _on_the_host(numbers: mx.array) -> list[int]:

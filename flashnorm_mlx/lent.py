@@ -108,6 +108,11 @@ class Lent:
         self.release()
         self._values = values
 
+    def trim(self, n: int) -> int:
+        self.release()
+        trimmed: int = super().trim(n)  # type: ignore[misc]
+        return trimmed
+
     def empty(self) -> bool:
         return self.buffer is None and self._keys is None
 

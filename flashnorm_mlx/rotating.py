@@ -45,6 +45,10 @@ class Windowed(Lent):
         start, end = max(0, self.appended - self.max_size), self.appended
         return (buffer[0, ..., start:end, :], buffer[1, ..., start:end, :]) if end else (None, None)
 
+    def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        self.release()
+        return super().make_mask(*arguments, **options)  # type: ignore[misc]
+
 
 class RotatingKVCache(Windowed, stock.RotatingKVCache):
     """It bears mlx-lm's name because prompt-cache files hold the class's name."""
@@ -70,15 +74,6 @@ class RotatingKVCache(Windowed, stock.RotatingKVCache):
     def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
         self._idx = min(self.appended, self.max_size)
         return self._in_reach(buffer)
-
-    def make_mask(self, *arguments, **options):  # type: ignore[no-untyped-def]
-        self.release()
-        return super().make_mask(*arguments, **options)
-
-    def trim(self, n: int) -> int:
-        self.release()
-        trimmed: int = super().trim(n)
-        return trimmed
 
 
 RotatingKVCache.__qualname__ = stock.RotatingKVCache.__qualname__

@@ -59,10 +59,10 @@ def decoded(model: Any, cache: list, count: int, length: int = 1) -> mx.array:
     return mx.concatenate(outputs, axis=1)
 
 
-def gone_through(model: Any, trimmed: int = 4) -> list[mx.array]:
+def gone_through(model: Any, trimmed: int = 4, steps: int = TAIL + 3) -> list[mx.array]:
     """Logits of steps, with everything between them that mlx-lm does with a batch."""
     cache = batch_of(model, [9, 21, 14])
-    outputs = [decoded(model, cache, TAIL + 3)]
+    outputs = [decoded(model, cache, steps)]
     for c in cache:
         c.filter([0, 2])  # of 21 the longest is gone, and with it padding
     outputs.append(decoded(model, cache, 3, length=2))
@@ -72,7 +72,7 @@ def gone_through(model: Any, trimmed: int = 4) -> list[mx.array]:
         c.extend(other)
     outputs.append(decoded(model, cache, 5))
     for c in cache:
-        assert [n.item() + trimmed for n in c.offset] == [57, 62, 35 + trimmed]
+        assert [n.item() + trimmed for n in c.offset] == [22 + steps, 27 + steps, 35 + trimmed]
     single = [c.extract(1) for c in cache]
     outputs.append(model(tokens(1), cache=single))
     return outputs
@@ -100,13 +100,23 @@ WINDOWS = {
 def test_layers_that_see_a_window(
     family: str, tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sequences shorter and longer than the window; the buffer is full more than once."""
+    """Sequences shorter and longer than the window, until the buffer is full."""
     monkeypatch.setattr(Windowed, "SLACK", 32)
     path = checkpoint(tmp_path / "m", family, **WINDOWS[family])
     model = fused(path)
     passes.clear()
-    got, want = gone_through(model, trimmed=0), gone_through(load_stock(path)[0], trimmed=0)
-    assert passes == [(3, 1)] * (TAIL + 4) + [(2, 2)] * 4 + [(2, 1)] * 3 + [(3, 1)] * 5 + [(1, 1)]
+    moved: list[int] = []
+    original = Windowed._appended
+
+    def appended(self: Windowed, buffer: mx.array, newest: mx.array) -> tuple[mx.array, int]:
+        moved.append(self.appended + newest.shape[3] > self.capacity)
+        return original(self, buffer, newest)
+
+    monkeypatch.setattr(Windowed, "_appended", appended)
+    steps = 3 * TAIL + 3
+    got, want = (gone_through(m, trimmed=0, steps=steps) for m in (model, load_stock(path)[0]))
+    assert any(moved), "older tokens are moved out of the buffer"
+    assert passes == [(3, 1)] * (steps + 1) + [(2, 2)] * 4 + [(2, 1)] * 3 + [(3, 1)] * 5 + [(1, 1)]
     assert max(relative_error(a, b) for a, b in zip(got, want, strict=True)) <= TOLERANCE
 
 
