@@ -171,10 +171,10 @@ def room_of(buffer: mx.array) -> tuple[int, int, str]:
     return buffer.shape[1], buffer.shape[3], str(buffer.dtype)
 
 
-def size_for(tokens: int, capacity: int = 0) -> int:
-    """A capacity, where there was another. It doubles while it is small: each new one is a new graph to compile."""
-    step = KVCache.step if tokens <= 4096 else 4096
-    return max(-(-tokens // step) * step, min(2 * capacity, 4096), KVCache.step)
+def size_for(tokens: int) -> int:
+    """A capacity for so many: eight sizes between a power of 2 and the next, for each is a new graph to compile."""
+    step = max(KVCache.step, 2 ** ((tokens - 1).bit_length() - 4))
+    return max(1, -(-tokens // step)) * step
 
 
 def grown(buffer: mx.array, tokens: int) -> mx.array:
@@ -182,7 +182,7 @@ def grown(buffer: mx.array, tokens: int) -> mx.array:
     capacity, dims = buffer.shape[-2:]
     if tokens <= capacity:
         return buffer
-    more = room((*buffer.shape[:-2], size_for(tokens, capacity) - capacity, dims), buffer.dtype)
+    more = room((*buffer.shape[:-2], size_for(tokens) - capacity, dims), buffer.dtype)
     return mx.concatenate([buffer, more], axis=-2)
 
 

@@ -21,6 +21,8 @@ for name in ("CACHE", "CONFIG", "DATA", "STATE"):
 # Exact float32 products, also on GPUs; MLX reads it once.
 os.environ["MLX_ENABLE_TF32"] = "0"
 
+from kernel_runs import DEVICES  # noqa: E402  MLX reads the environment when it is imported
+
 settings.register_profile("default", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("default")
 
@@ -30,6 +32,28 @@ def scratch() -> Iterator[Path]:
     """The folder that stands for this user's home; removed at the end."""
     yield SCRATCH
     shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where models decode by kernels: under the harness and, with ``-m gpu``, on the GPU."""
+    from decode_runs import untraced
+
+    with untraced(request.param) as name:
+        yield name
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the passes that kernels made, once a model is ready."""
+    from flashnorm_mlx.architectures.decode import DecodeStep
+
+    made: list[tuple[int, ...]] = []
+    original = DecodeStep.__call__
+    monkeypatch.setattr(
+        DecodeStep, "__call__", lambda self, ids, c: made.append(tuple(ids.shape)) or original(self, ids, c)
+    )
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

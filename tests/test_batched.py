@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error
-from decode_runs import TOLERANCE, checkpoint, fused, tokens, untraced
-from kernel_runs import DEVICES
+from decode_runs import TOLERANCE, checkpoint, fused, tokens
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx.architectures import decode, steps
-from flashnorm_mlx.architectures.decode import DecodeStep
 from flashnorm_mlx.batched import BatchKVCache, BatchRotatingKVCache
 from flashnorm_mlx.kernels.attend import TAIL
 from flashnorm_mlx.rotating import Windowed
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the passes that kernels made; batches are left to them from the first step on."""
-    made: list[tuple[int, ...]] = []
-    original = DecodeStep.__call__
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are left to kernels from the first step on."""
     monkeypatch.setattr(decode, "PATIENCE", 0)
-    monkeypatch.setattr(DecodeStep, "__call__", lambda self, ids, c: made.append(ids.shape) or original(self, ids, c))
-    return made
 
 
 def batch_of(model: Any, lengths: list[int]) -> list:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mlx_lm.models import cache as stock
 
-from flashnorm_mlx.cache import KVCache
-from flashnorm_mlx.kernels.attend import TAIL
+from flashnorm_mlx.architectures.decode import DecodeStep
+from flashnorm_mlx.cache import KVCache, size_for
+from flashnorm_mlx.kernels.attend import TAIL, Heads
 
 BATCH, HEADS, DIM = 2, 3, 32
 SHAPE = (BATCH, HEADS, DIM)
@@ -241,17 +243,24 @@ def test_trimming_takes_what_waits_first() -> None:
 
 
 def test_capacity_grows_in_few_sizes() -> None:
-    """Each is another graph to compile: 256, 512, 1024 … 4096, then by 4096."""
+    """Each is another graph to compile: by 256, and by an eighth of a power of 2 where that is more."""
     rng = np.random.default_rng(3)
     cache, sizes = KVCache(), []
     for _ in range(100):
         cache.update_and_fetch(*random_tokens(rng, 100))
         assert cache.offset <= cache.capacity
         sizes += [cache.capacity] if cache.capacity not in sizes else []
-    assert sizes == [256, 512, 1024, 2048, 4096, 8192, 12288]
+    assert sizes == [*range(256, 4097, 256), *range(4608, 8193, 512), 9216, 10240]
     prompt = KVCache()
     prompt.update_and_fetch(*random_tokens(rng, 700))
     assert prompt.capacity == 768
+
+
+@given(tokens=st.integers(1, 2**20))
+def test_room_that_is_not_needed_is_an_eighth_at_most(tokens: int) -> None:
+    size = size_for(tokens)
+    assert tokens <= size < tokens + max(256, tokens / 8 + 1)
+    assert size_for(size) == size
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -266,3 +275,22 @@ def test_the_dtype_stays(dtype: mx.Dtype) -> None:
     fresh = KVCache()
     fresh.make_room(1, SHAPE, dtype)
     assert fresh.buffer is not None and fresh.buffer.dtype == dtype
+
+
+def test_growing_takes_memory_for_one_layer_more() -> None:
+    """Not for all: their old buffers would be there beside the new ones until the step is done."""
+    heads = Heads(2, 2, 64, 1.0, 64)
+    layers = 16
+    step = SimpleNamespace(cached=[SimpleNamespace(heads=heads)] * layers, dtype=mx.float32)
+    caches = [KVCache() for _ in range(layers)]
+    for cache in caches:
+        cache.hold(mx.ones((2, 1, 2, 2048, 64)))
+        cache.tail, cache.waiting, cache.offset = mx.ones(heads.tail_size(1)), TAIL, 2048 + TAIL
+    mx.eval([(c.buffer, c.tail) for c in caches])
+    each, before = caches[0].nbytes, mx.get_active_memory()
+    mx.reset_peak_memory()
+    DecodeStep.make_room(step, 1, 1, caches)  # type: ignore[arg-type]
+    mx.eval([c.buffer for c in caches])
+    grown = mx.get_active_memory() - before
+    assert {c.capacity for c in caches} == {2304} and 0 < grown < layers * each * 0.15
+    assert mx.get_peak_memory() - before < grown + 3 * each

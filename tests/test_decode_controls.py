@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, untraced
-from kernel_runs import DEVICES
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx.architectures import steps
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.layers import norm
 from flashnorm_mlx.layers.fused import FusedBlock, Pending, Projection
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
 
 
 def control_error(path: Path, plan: list[Action] = SHORT) -> float:

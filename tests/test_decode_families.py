@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens, untraced
-from kernel_runs import DEVICES
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from test_models import SCALED
@@ -62,23 +61,6 @@ CASES: list[tuple[str, dict[str, Any], str, int | None, list[Action]]] = [
     ("olmo", {"weight_tying": False}, "flashnorm", 4, SHORT),
     ("olmo", {"weight_tying": True}, "baseline", 8, SHORT),
 ]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the passes that kernels made."""
-    made: list[tuple[int, ...]] = []
-    original = DecodeStep.__call__
-    monkeypatch.setattr(
-        DecodeStep, "__call__", lambda self, ids, c: made.append(tuple(ids.shape)) or original(self, ids, c)
-    )
-    return made
 
 
 @pytest.mark.parametrize(("family", "options", "arm", "bits", "plan"), CASES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens, untraced
-from kernel_runs import DEVICES
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from test_gemma4 import MOE
@@ -62,23 +60,6 @@ CASES: list[tuple[dict[str, Any], str, int | None, list[Action]]] = [
     (PLAIN, "flashnorm", 4, ONWARD),
     ({**PLAIN, **OWN_VALUES}, "none", None, SHORT),
 ]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the passes that kernels made."""
-    made: list[tuple[int, ...]] = []
-    original = DecodeStep.__call__
-    monkeypatch.setattr(
-        DecodeStep, "__call__", lambda self, ids, c: made.append(tuple(ids.shape)) or original(self, ids, c)
-    )
-    return made
 
 
 def write(folder: Path, bits: int | None = None, **options: Any) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error, tying
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens, untraced
-from kernel_runs import DEVICES
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens
 from mlx_lm.generate import generate_step, speculative_generate_step
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx import loader
-from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
+from flashnorm_mlx.architectures.decode import PATIENCE
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
@@ -38,26 +37,6 @@ ONWARD: list[Action] = [
     ("prompt", 12),
     ("step", 1),
 ]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the passes that kernels made, once a model is ready."""
-    made: list[tuple[int, ...]] = []
-    original = DecodeStep.__call__
-
-    def counted(self: DecodeStep, ids: mx.array, cache: list) -> mx.array:
-        made.append(tuple(ids.shape))
-        return original(self, ids, cache)
-
-    monkeypatch.setattr(DecodeStep, "__call__", counted)
-    return made
 
 
 CASES = [

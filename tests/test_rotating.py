@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from checkpoints import relative_error
-from decode_runs import TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens, untraced
-from kernel_runs import DEVICES
+from decode_runs import TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
@@ -23,12 +21,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 6, "sliding_window_pattern": 2},
     "llama": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
 }
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with untraced(request.param) as name:
-        yield name
 
 
 @pytest.fixture(autouse=True)

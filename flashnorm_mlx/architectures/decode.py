@@ -207,8 +207,10 @@ class DecodeStep:
     def make_room(self, batch: int, length: int, cache: list[Cache]) -> None:
         """Room for the new tokens in each layer's tail."""
         for c, block in zip(cache, self.cached, strict=True):
-            heads = block.heads
+            heads, capacity = block.heads, c.capacity
             c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
+            if c.capacity > capacity:
+                mx.eval(c.buffer)  # a layer at a time, so that only one is there twice
             if c.tail is None:  # as large as those to come, so that the graph is compiled once
                 size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
                 c.tail = mx.zeros(size, self.dtype)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import mlx.core as mx
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
 #: Launches that are timed together, as far as their inputs take no more memory than this; and how often.
-LAUNCHES, MEMORY, REPEAT = 32, 2**26, 5
+LAUNCHES, MEMORY, REPEAT = 32, 2**26, 7
 
-#: Another form must be so much faster than the first, for timings are noisy.
+#: Of the first form's time another takes at most this much, if it is to be preferred.
 MARGIN = 0.95
 
 _known: dict[str, dict[str, Any]] = {}
@@ -64,32 +65,42 @@ def file() -> Path:
 
 
 def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> dict[str, Any]:
-    times: dict[str, float] = {}
+    """Time the forms in turn, so that what slows the machine down for a while slows all of them."""
     launches = max(2, min(LAUNCHES, MEMORY // x.nbytes))
     inputs = [x + 0 for _ in range(launches)]
     mx.eval(inputs)
-    for name, form in forms.items():
-        try:
-            chain = mx.compile(partial(_chained, form))
-            mx.eval(chain(inputs, residual))
-            best = float("inf")
-            for _ in range(REPEAT):
+    chains = {name: mx.compile(partial(_chained, form)) for name, form in forms.items()}
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(1 + REPEAT):  # the first time, it is compiled
+        for name, chain in list(chains.items()):
+            try:
                 start = time.perf_counter()
                 mx.eval(chain(inputs, residual))
-                best = min(best, time.perf_counter() - start)
-            times[name] = round(best / launches * 1e6, 2)
-        except (RuntimeError, ValueError) as error:
-            lines = str(error).strip().splitlines() or ["no reason given"]
-            warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)
-    if not times:
+                times[name].append(time.perf_counter() - start)
+            except (RuntimeError, ValueError) as error:
+                lines = str(error).strip().splitlines() or ["no reason given"]
+                warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)
+                del chains[name]
+    if not chains:
         raise RuntimeError(f"no form of {operation} works on this device")
-    return {"form": winner(times), "us": times}
+    rounds = {name: [1e6 * seconds / launches for seconds in times[name][1:]] for name in chains}
+    return {"form": winner(rounds), "us": {name: round(statistics.median(us), 2) for name, us in rounds.items()}}
 
 
-def winner(times: Mapping[str, float]) -> str:
-    """The fastest, or the first where that is as good as the fastest."""
-    first, best = next(iter(times)), min(times, key=times.__getitem__)
-    return best if times[best] < MARGIN * times[first] else first
+def winner(rounds: Mapping[str, Sequence[float]]) -> str:
+    """The fastest form, given its times in each round, or the first: a noisy machine must not decide against that.
+
+    Another wins if it takes less than :data:`MARGIN` of the first's time in the median round, and less time in all
+    rounds but one.
+    """
+    first, *others = rounds
+    best, least = first, MARGIN
+    for name in others:
+        ratios = sorted(other / own for other, own in zip(rounds[name], rounds[first], strict=True))
+        middle = statistics.median(ratios)
+        if middle < least and ratios[-2] < 1:
+            best, least = name, middle
+    return best
 
 
 def _chained(form: Form, inputs: list[mx.array], residual: mx.array | None) -> list[mx.array]:
