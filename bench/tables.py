@@ -38,7 +38,7 @@ def quality_table() -> str:
 
 
 def kernel_table() -> str:
-    """Microseconds of single operations. ≤: the device has waited for the CPU, so it is an upper bound."""
+    """Microseconds of single operations, ± their spread. ≤: the device has waited for the CPU: an upper bound."""
     head = ["device", "shape", "operation", "MB", "floor µs", "MLX µs", "ours µs", "floor ÷ ours"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for result in _results("gpu-kernels.json"):
@@ -55,7 +55,8 @@ def kernel_table() -> str:
 def _micros(found: dict[str, Any] | None) -> str:
     if not found or "device_us" not in found:
         return "–"
-    return ("" if found["hidden"] else "≤ ") + f"{found['device_us']:.2f}"
+    spread = f" ± {found['spread_us']:.2f}" if "spread_us" in found else ""
+    return ("" if found["hidden"] else "≤ ") + f"{found['device_us']:.2f}{spread}"
 
 
 TABLES: dict[str, Callable[[], str]] = {
