@@ -177,12 +177,13 @@ def size_for(tokens: int) -> int:
     return max(1, -(-tokens // step)) * step
 
 
-def grown(buffer: mx.array, tokens: int) -> mx.array:
-    """A buffer ``[..., capacity, head_dim]`` with room for so many tokens."""
+def grown(buffer: mx.array, tokens: int, most: int | None = None) -> mx.array:
+    """A buffer ``[..., capacity, head_dim]`` with room for so many tokens; ``most``: as large as it gets."""
     capacity, dims = buffer.shape[-2:]
     if tokens <= capacity:
         return buffer
-    more = room((*buffer.shape[:-2], size_for(tokens) - capacity, dims), buffer.dtype)
+    size = size_for(tokens) if most is None else min(most, size_for(tokens))
+    more = room((*buffer.shape[:-2], size - capacity, dims), buffer.dtype)
     return mx.concatenate([buffer, more], axis=-2)
 
 

@@ -5,35 +5,38 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx_lm.models import cache as stock
 
-from .cache import room
+from .cache import grown, room, size_for
 from .lent import Lent
 
 
 class Windowed(Lent):
-    """The buffer holds the window and some more, so that older tokens are moved out once in so many steps."""
+    """The buffer grows to the window and some more, so that older tokens are moved out once in so many steps."""
 
     max_size: int
     #: Tokens in the buffer beyond the window, at least a tail.
     SLACK = 256
 
     @property
-    def capacity(self) -> int:
+    def most(self) -> int:
+        """The capacity that it grows to."""
         return -(-(self.max_size + self.SLACK) // 32) * 32
 
     def _lend(self, held: list[mx.array], shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """Make a buffer with the keys and values that are ``held`` in it, if any are, as far as a window reaches."""
-        buffer = room((2, *shape[:2], self.capacity, shape[2]), dtype)
-        if held:
-            newest = [a[..., -self.max_size :, :] for a in held]
-            self.appended = newest[0].shape[2]
+        newest = [a[..., -self.max_size :, :] for a in held]
+        self.appended = newest[0].shape[2] if newest else 0
+        buffer = room((2, *shape[:2], min(self.most, size_for(self.appended)), shape[2]), dtype)
+        if newest:
             buffer[..., : self.appended, :] = mx.stack(newest)
         self.hold(buffer)
         self._keys = self._values = None
 
     def _appended(self, buffer: mx.array, newest: mx.array) -> tuple[mx.array, int]:
-        """What no window reaches any more makes room for it."""
+        """There is more room or, in the end, what no window reaches any more makes room for it."""
         start, count = self.appended, newest.shape[3]
-        if start + count > self.capacity:
+        if start + count <= self.most:
+            buffer = grown(buffer, start + count, self.most)
+        else:
             kept = buffer[..., start - self.max_size : start, :]
             start = self.max_size
             buffer = mx.concatenate([kept, mx.zeros_like(buffer[..., start:, :])], axis=3)

@@ -258,6 +258,7 @@ def test_interrupted_half_way(tmp_path: Path, signal_name: str) -> None:
         "inner = fold.fold_gain\n"
         "def slow(*a, **k):\n    print('folding', flush=True); time.sleep(0.3); return inner(*a, **k)\n"
         "fold.fold_gain = slow\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run behind
         f"sys.exit(cli.main(['convert', {str(tmp_path / 's')!r}, {str(tmp_path / 't')!r}]))\n"
     )
     process = subprocess.Popen(

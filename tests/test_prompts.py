@@ -12,16 +12,19 @@ from flashnorm_mlx.architectures import base
 TOLERANCE = 5e-6
 
 
-def test_a_large_prompt_is_not_all_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block is handed over as it is there, and the host waits for the one before: memory for two, not for all."""
-    config = tiny_config("llama", num_hidden_layers=4)
+def test_a_prompt_is_not_all_under_way_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are handed over as they are there, and the host waits for those before: memory for two, not for all."""
+    config = tiny_config("llama", num_hidden_layers=5)
     stock, weights = stock_with_weights(config)
     model, ids = our_model(config, weights), mx.random.randint(2, config["vocab_size"], (1, 21))
     handed: list[mx.array] = []
     original = mx.async_eval
     monkeypatch.setattr(mx, "async_eval", lambda *arrays: handed.extend(arrays) or original(*arrays))
     assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE and not handed
-    monkeypatch.setattr(base, "LARGE", ids.size * config["hidden_size"] * 4)
-    assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE and len(handed) == 4
-    model(ids[:, 1:], cache=make_prompt_cache(model))
-    assert len(handed) == 4
+    for blocks, times in ((1, 5), (2, 2), (5, 1), (6, 0)):
+        handed.clear()
+        monkeypatch.setattr(base, "UNDER_WAY", blocks * ids.size * config["hidden_size"] * 4)
+        assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE
+        assert len(handed) == times
+    model(ids)  # without a cache, as in training, nothing is computed
+    assert not handed

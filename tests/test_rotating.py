@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from checkpoints import relative_error
 from decode_runs import TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens
@@ -15,6 +16,7 @@ from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx.architectures.decode import DecodeStep
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.kernels.attend import TAIL
 from flashnorm_mlx.rotating import RotatingKVCache
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -111,3 +113,25 @@ def test_control_a_window_that_loses_a_token(tmp_path: Path, device: str, monkey
 
     monkeypatch.setattr(RotatingKVCache, "settle", wrong)
     assert error(run(fused(path), plan), run(load_stock(path)[0], plan)) > 1e-3
+
+
+def test_the_buffer_grows_to_the_window() -> None:
+    """By few sizes, as a cache that sees everything; then what no window reaches leaves it."""
+    cache, heads, dim, window = RotatingKVCache(700), 2, 4, 700
+    history: list[np.ndarray] = []
+    rng, sizes = np.random.default_rng(0), []
+    for i in range(1200):
+        cache.make_room(1, (1, heads, dim), mx.float32)
+        if cache.capacity not in sizes:
+            sizes.append(cache.capacity)
+        history.append(rng.normal(size=(2, 1, heads, dim)).astype(np.float32))
+        tail = np.zeros((2, 1, heads, TAIL, dim), np.float32)
+        waiting = np.stack(history[len(history) - 1 - cache.waiting :], axis=3)
+        tail[..., : waiting.shape[3], :] = waiting
+        cache.wait(mx.array(tail.ravel()), 1)
+        mx.eval(cache.buffer)
+        assert cache.appended + cache.waiting >= min(i + 1, window) and cache.appended <= cache.capacity
+    assert sizes == [256, 512, cache.most] and cache.most < window + 64
+    seen = np.stack(history, axis=3)[..., -window:, :]
+    np.testing.assert_array_equal(np.array(cache.keys), seen[0])
+    np.testing.assert_array_equal(np.array(cache.values), seen[1])

@@ -23,8 +23,8 @@ from ..rotating import RotatingKVCache
 from .config import Config
 from .decode import DecodeStep
 
-#: From so many bytes of residual on, what several blocks have under way takes too much memory.
-LARGE = 2**21
+#: Blocks whose residuals take this many bytes together are under way at once: more would take too much memory.
+UNDER_WAY = 2**20
 
 
 class Stack(nn.Module):
@@ -84,14 +84,16 @@ class Decoder(nn.Module):
         context = self.context(h, cache)
         layers = self.layers
         is_long = h.shape[0] * h.shape[1] >= MANY
-        is_large = is_long or h.nbytes >= LARGE
+        together = max(1, UNDER_WAY // h.nbytes)
         if self._step is not None and is_long:
             layers = self._step.prompt_blocks
+        before = h
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
-            before, h = h, self.step(i, layer, h, context, c)
-            if is_large and c is not None:
-                mx.async_eval(h)  # the device is at work while the host goes on to the next block,
+            h = self.step(i, layer, h, context, c)
+            if c is not None and (i + 1) % together == 0:
+                mx.async_eval(h)  # the device is at work while the host goes on to the next blocks,
                 mx.eval(before)  # no further, for all that is under way is held in memory
+                before = h
         return self.head(whole(h))
 
     def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:

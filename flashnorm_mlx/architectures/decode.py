@@ -178,11 +178,11 @@ class DecodeStep:
         return self.tried[key]
 
     def blank(self, batch: int, capacity: int) -> list[Cache]:
-        """Caches without content; ``capacity`` is that of the layers that see everything."""
+        """Caches without content."""
         caches: list[Cache] = []
         for heads in (block.heads for block in self.cached):
             c = KVCache() if heads.window is None else RotatingKVCache(heads.window)
-            room = capacity if isinstance(c, KVCache) else c.capacity
+            room = capacity if isinstance(c, KVCache) else min(capacity, c.most)
             c.hold(mx.zeros((2, batch, heads.kv_heads, room, heads.head_dim), self.dtype))
             caches.append(c)
         return caches

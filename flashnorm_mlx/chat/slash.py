@@ -48,7 +48,7 @@ class Command:
 def execute(desk: Desk, line: str) -> Action:
     """Run the command that `line` names; FlashNormError says what is wrong with it."""
     name, *rest = line[1:].split(maxsplit=1) or [""]
-    command = COMMANDS.get(name.lower())
+    command = COMMANDS.get(ALSO.get(name.lower(), name.lower()))
     if command is None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
         hint = f"did you mean /{near[0]}?" if near else "/help lists them; // begins a message with a slash."
@@ -154,3 +154,6 @@ COMMANDS = {
     "stats": Command("/stats [on|off]", "tokens, speed and memory; on shows them with each answer", _stats),
     "quit": Command("/quit", "leave (also Ctrl-D)", _quit),
 }
+
+#: What other chat programs call a command.
+ALSO = {"exit": "quit", "bye": "quit", "regenerate": "regen", "reset": "clear"}

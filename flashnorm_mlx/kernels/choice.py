@@ -18,8 +18,8 @@ import mlx.core as mx
 #: A form of an operation: ``(x [rows, in], residual [rows, out] or None) -> [rows, out]``.
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
-#: Launches that are timed together, as far as their inputs take no more memory than this; and how often.
-LAUNCHES, MEMORY, REPEAT = 32, 2**26, 7
+#: Launches that are timed together, as far as what they read and yield takes no more memory than this; and how often.
+LAUNCHES, MEMORY, REPEAT = 32, 2**24, 7
 
 #: Of the first form's time another takes at most this much, if it is to be preferred.
 MARGIN = 0.95
@@ -66,7 +66,7 @@ def file() -> Path:
 
 def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> dict[str, Any]:
     """Time the forms in turn, so that what slows the machine down for a while slows all of them."""
-    launches = max(2, min(LAUNCHES, MEMORY // x.nbytes))
+    launches = max(2, min(LAUNCHES, MEMORY // _bytes(forms, x, residual)))
     inputs = [x + 0 for _ in range(launches)]
     mx.eval(inputs)
     chains = {name: mx.compile(partial(_chained, form)) for name, form in forms.items()}
@@ -85,6 +85,16 @@ def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: m
         raise RuntimeError(f"no form of {operation} works on this device")
     rounds = {name: [1e6 * seconds / launches for seconds in times[name][1:]] for name in chains}
     return {"form": winner(rounds), "us": {name: round(statistics.median(us), 2) for name, us in rounds.items()}}
+
+
+def _bytes(forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> int:
+    """What a launch reads and yields."""
+    for form in forms.values():
+        try:
+            return x.nbytes + form(x, residual).nbytes  # nothing is computed for it
+        except (RuntimeError, ValueError):  # reported when it is measured
+            pass
+    return x.nbytes
 
 
 def winner(rounds: Mapping[str, Sequence[float]]) -> str:

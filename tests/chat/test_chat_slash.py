@@ -8,7 +8,7 @@ from chat_fakes import FakeModel, fake_tokenizer
 
 from flashnorm_mlx.chat import Settings
 from flashnorm_mlx.chat.session import Session
-from flashnorm_mlx.chat.slash import COMMANDS, SETTABLE, Action, Desk, execute
+from flashnorm_mlx.chat.slash import ALSO, COMMANDS, SETTABLE, Action, Desk, execute
 from flashnorm_mlx.errors import FlashNormError
 
 
@@ -53,9 +53,17 @@ def test_an_unknown_command_gets_a_hint(talk, line, hint):
     assert hint in str(caught.value)
 
 
-def test_actions_are_left_to_the_caller(talk):
-    talk("/quit")
+@pytest.mark.parametrize("line", ["/quit", "/exit", "/bye"])
+def test_there_is_a_way_out(talk, line):
+    talk(line)
     assert talk.action is Action.QUIT
+
+
+def test_other_names_are_those_of_commands():
+    assert set(ALSO.values()) <= set(COMMANDS) and not set(ALSO) & set(COMMANDS)
+
+
+def test_actions_are_left_to_the_caller(talk):
     talk("/REGEN")
     assert talk.action is Action.REGENERATE
 
