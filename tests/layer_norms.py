@@ -61,9 +61,9 @@ def skewed(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     return out
 
 
-def stock_with_weights(config: dict[str, Any]) -> tuple[nn.Module, dict[str, mx.array]]:
+def stock_with_weights(config: dict[str, Any], seed: int = 0) -> tuple[nn.Module, dict[str, mx.array]]:
     model = stock_model(config)
-    weights = skewed(random_weights(model))
+    weights = skewed(random_weights(model, seed))
     model.load_weights(list(weights.items()))
     return model, weights
 
