@@ -62,7 +62,8 @@ def compare(
                 medians = float(np.median(before)), float(np.median(after))
                 changes.append(Change(label(row), arm, *medians, ratio, verdict(ratio, allowed)))
     if not changes:
-        raise FlashNormError("the reports have no row and arm in common: nothing to compare")
+        theirs = " and ".join(", ".join(label(row) for row in report["rows"]) or "none" for report in (a, b))
+        raise FlashNormError(f"the reports have no row and arm in common: their rows are {theirs}")
     return changes
 
 
