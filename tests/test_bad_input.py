@@ -56,6 +56,20 @@ CONFIG_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"vocab_size": 1 << 40}, "vocab_size must be a positive integer"),
     ({"intermediate_size": 10**400}, "intermediate_size must be a positive integer"),
     ({"layer_types": [{"a": 1}] * 3}, "layer_types must be a list of names"),
+    ({"layer_types": 5}, "layer_types must be a list"),
+    ({"rope_parameters": "x"}, "rope_parameters must be an object"),
+    ({"rope_scaling": {"factor": 8.0}}, "its type is missing, and its factor is 8.0"),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+        "rope_scaling and rope_parameters contradict each other",
+    ),
+    (
+        {
+            "rope_scaling": {"type": "linear", "factor": 2.0},
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+        },
+        "rope_scaling and rope_parameters contradict each other",
+    ),
     ({"quantization": "4-bit"}, "quantization must be an object"),
 ]
 

@@ -162,6 +162,16 @@ def yarn(**changes: Any) -> dict[str, Any]:
 
 SHORT = [1.0] * 7
 ERRORS: list[tuple[str, dict[str, Any], str]] = [
+    ("qwen3", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 3 layers"),
+    ("qwen3", {"layer_types": ["sliding_attention"] * 3}, "sliding_attention is not supported for qwen3"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 3 layers"),
+    ("gemma2", {"hidden_activation": "silu"}, "hidden_activation 'silu' is not supported for gemma2"),
+    ("gemma3_text", {"hidden_activation": "relu"}, "hidden_activation 'relu' is not supported for gemma3_text"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention is not supported"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not supported"),
+    ("gemma4_text", {"per_layer_config": {"0": {}}}, "per_layer_config is not supported"),
+    ("openelm", {"activation_fn_name": "gelu"}, "activation_fn_name 'gelu' is not supported for openelm"),
+    ("openelm", {"normalization_layer_name": "layer_norm"}, "normalization_layer_name 'layer_norm' is not supported"),
     ("llama", yarn(factor=...), "rope_scaling: factor must be a number from 1 on, not None"),
     ("llama", yarn(factor="4"), "rope_scaling: factor must be a number from 1 on, not '4'"),
     ("mistral", yarn(factor=0.5), "rope_scaling: factor must be a number from 1 on, not 0.5"),

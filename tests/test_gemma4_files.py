@@ -200,7 +200,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"rms_norm_eps": ...}, "rms_norm_eps is missing"),
     ({"layer_types": [LOCAL]}, "layer_types has 1 entries for 6 layers"),
     ({"layer_types": [LOCAL] * 5 + ["odd"]}, "layer_types has 'odd'"),
-    ({"layer_types": [LOCAL] * 5 + [{"a": 1}]}, "layer_types has {'a': 1}"),
+    ({"layer_types": [LOCAL] * 5 + [{"a": 1}]}, "layer_types must be a list of names"),
     ({"layer_types": [LOCAL] * 5 + [GLOBAL]}, "none of the layers before is of the type full_attention"),
     ({"num_kv_shared_layers": 6}, "num_kv_shared_layers 6 of num_hidden_layers 6 leaves none"),
     ({"num_kv_shared_layers": -1}, "num_kv_shared_layers must be an integer from 0 on, not -1"),

@@ -225,6 +225,8 @@ def test_verify_says_where_mlx_lm_fails(tmp_path: Path) -> None:
 
 
 ERRORS: list[tuple[str, dict[str, Any], str]] = [
+    ("stablelm", {"partial_rotary_factor": [0.5]}, "partial_rotary_factor must be a positive number"),
+    ("olmo", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not supported for olmo"),
     ("gpt2", {"n_embd": ...}, "n_embd is missing"),
     ("gpt2", {"n_positions": ...}, "n_positions is missing"),
     ("gpt2", {"layer_norm_epsilon": ...}, "layer_norm_epsilon is missing"),

@@ -20,7 +20,7 @@ from flashnorm_mlx.loader import load_model
 torch = pytest.importorskip("torch", reason="transformers' models need torch, which is not installed")
 transformers = pytest.importorskip("transformers")
 
-TOLERANCE = 1e-5
+TOLERANCE = 5e-6
 SIZES: dict[str, Any] = {
     "hidden_size": 84,
     "num_hidden_layers": 3,
@@ -43,6 +43,17 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LAYERS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 8,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
 # mlx-lm and this package round √d to bfloat16, transformers to the weights' dtype: a d whose root is exact in both
 GEMMA3 = {
     "hidden_size": 144,
@@ -58,6 +69,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen3", "untied", {"tie_word_embeddings": False}),
     ("qwen3", "tied, biases", {"tie_word_embeddings": True, "attention_bias": True}),
     ("gemma2", "tied", {"query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}),
+    ("gemma2", "windows", {"query_pre_attn_scalar": 20, "sliding_window": 6}),
+    ("gemma2", "no caps", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("mistral", "window", {"sliding_window": 6}),
+    ("mistral", "no window", {"sliding_window": None}),
+    ("phi3", "window", {"sliding_window": 6, "head_dim": 14}),
+    ("ministral3", "window", {"sliding_window": 6, "rope_parameters": YARN}),
     ("gemma3_text", "tied", GEMMA3),
     ("gemma3_text", "untied", GEMMA3 | {"tie_word_embeddings": False}),
     ("olmo2", "untied", {"tie_word_embeddings": False, "num_key_value_heads": 6, "head_dim": 14}),

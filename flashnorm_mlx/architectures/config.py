@@ -15,6 +15,9 @@ from ..plan import is_marked
 
 C = TypeVar("C", bound="Config")
 
+#: What ``layer_types`` may have: a layer whose attention sees everything, and one that sees a window.
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
 
 @dataclass(kw_only=True)
 class Config:
@@ -39,7 +42,8 @@ class Config:
     hidden_act: str = "silu"
     rope_traditional: bool = False
     partial_rotary_factor: float = 1.0
-    final_logit_softcapping: float | None = None
+    sliding_window: int | None = None
+    layer_types: list | None = None
     arm: str = "flashnorm"
     compute_dtype: mx.Dtype | None = None
     #: The gains are folded already.
@@ -70,6 +74,10 @@ class Config:
     ROPE_TYPES: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")
     #: Whether a head's first channels alone may be rotated.
     PARTIAL_ROPE: ClassVar[bool] = False
+    #: Whether layers may see a window.
+    WINDOWS: ClassVar[bool] = False
+    #: ``cap``: logits are ``cap · tanh(logits / cap)``.
+    final_logit_softcapping: ClassVar[float | None] = None
 
     @property
     def activation(self) -> str:
@@ -84,6 +92,15 @@ class Config:
     def rope(self, index: int) -> tuple[int, float, dict | None]:
         """Of a layer's RoPE: the channels of a head that are rotated, the base, and how frequencies are scaled."""
         return int(self.head_size * self.partial_rotary_factor), self.rope_theta, self.rope_scaling
+
+    def is_local(self, index: int) -> bool:
+        """Whether a layer's attention sees a window only, of ``sliding_window`` positions."""
+        return self.layer_types is not None and self.layer_types[index] == LOCAL
+
+    def window(self, index: int) -> int | None:
+        """How many positions a layer's attention sees; None: all, also where no context is longer."""
+        window, most = self.sliding_window, self.max_position_embeddings
+        return None if window is None or (most and window >= most) or not self.is_local(index) else window
 
     @property
     def kv_heads(self) -> int:
@@ -130,6 +147,7 @@ class Config:
             self.partial_rotary_factor != 1.0 or (self.rope_scaling or {}).get("partial_rotary_factor", 1.0) != 1.0
         ):
             fail(f"partial_rotary_factor is not supported for {self.model_type}")
+        self.check_layer_types()
         kind = rope_type(self.rope_scaling)
         if kind not in self.ROPE_TYPES:
             known = ", ".join(self.ROPE_TYPES)
@@ -138,10 +156,33 @@ class Config:
         if kind in YARN and self.rope_theta <= 1:
             fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
 
+    def check_layer_types(self) -> None:
+        """The same of ``layer_types``, which names each layer's attention."""
+        kinds = self.layer_types
+        if kinds is None:
+            return
+        if not all(isinstance(kind, str) for kind in kinds):
+            fail("layer_types must be a list of names")
+        if len(kinds) != self.num_hidden_layers:
+            fail(f"layer_types has {len(kinds)} entries for {self.num_hidden_layers} layers")
+        if unknown := set(kinds) - {GLOBAL, LOCAL}:
+            fail(f"layer_types has {sorted(unknown)[0]!r}; {GLOBAL} and {LOCAL} are known")
+        if LOCAL in kinds and not self.WINDOWS:
+            fail(f"layer_types: {LOCAL} is not supported for {self.model_type}")
+        if LOCAL in kinds and self.sliding_window is None:
+            fail(f"sliding_window is missing, and layer_types has {LOCAL}")
+
 
 def fail(what: str) -> None:
     """Raise a FlashNormError about config.json."""
     raise FlashNormError(f"config.json: {what}")
+
+
+def refuse(raw: Mapping[str, Any], model_type: str, expected: Mapping[str, Any]) -> None:
+    """Raise a FlashNormError for a key whose value asks for what a family's model doesn't have."""
+    for key, value in expected.items():
+        if raw.get(key) not in (None, value):
+            fail(f"{key} {raw[key]!r} is not supported for {model_type} ({value!r} is)")
 
 
 _HINTS = {
@@ -153,6 +194,8 @@ def _with_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` from wherever they are: transformers ≥ 5 nests them in rope_parameters."""
     out = dict(raw)
     nested = raw.get("rope_parameters")
+    if nested is not None and not isinstance(nested, Mapping):
+        fail(f"rope_parameters must be an object, not {nested!r}")
     if isinstance(nested, Mapping):
         theta = nested.get("rope_theta")
         if any(isinstance(value, Mapping) for value in nested.values()):
@@ -163,9 +206,18 @@ def _with_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
             out["rope_theta"] = theta
         if raw.get("rope_scaling") is None:
             out["rope_scaling"] = dict(nested)
+        elif isinstance(raw["rope_scaling"], Mapping) and _contradict(raw["rope_scaling"], nested):
+            fail("rope_scaling and rope_parameters contradict each other; remove one")
     elif out.get("rope_theta") is None and _before_rope_theta(raw.get("transformers_version")):
         out["rope_theta"] = 10000.0
     return out
+
+
+def _contradict(scaling: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
+    """Whether RoPE is scaled in two ways; what only one of the two says is no contradiction."""
+    kinds = rope_type(dict(scaling)), rope_type(dict(nested))
+    both = (set(scaling) & set(nested)) - {"type", "rope_type"}
+    return kinds[1] not in ("default", kinds[0]) or any(scaling[key] != nested[key] for key in both)
 
 
 def _before_rope_theta(version: object) -> bool:
@@ -178,6 +230,8 @@ def _check_rope(scaling: dict | None) -> None:
     kinds = {str(scaling[key]) for key in ("type", "rope_type") if scaling and scaling.get(key) is not None}
     if len(kinds) > 1:
         fail(f"rope_scaling: its type is both {' and '.join(sorted(kinds))}; remove one")
+    if scaling and not kinds and scaling.get("factor", 1.0) != 1.0:
+        fail(f"rope_scaling: its type is missing, and its factor is {scaling['factor']!r}")
     if rope_type(scaling) in ("linear", "llama3"):
         assert scaling is not None
         keys = [k for k in ("factor", "low_freq_factor", "high_freq_factor") if k in scaling or k == "factor"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..plan import Fold
 from . import gemma
@@ -27,6 +29,9 @@ FOLDS = (
     _HEAD,
 )
 
+#: What a file that doesn't have the key means by it; null means something else.
+ABSENT: dict[str, Any] = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+
 TINY = gemma.TINY | {
     "model_type": "gemma2",
     "hidden_activation": "gelu_pytorch_tanh",
@@ -38,15 +43,33 @@ TINY = gemma.TINY | {
 
 @dataclass(kw_only=True)
 class Config(gemma.Config):
-    """gemma2's config.json. ``sliding_window`` is not read: mlx-lm attends to everything in all layers."""
+    """gemma2's config.json. Every other layer sees a window, from the first on (in mlx-lm all see everything).
 
-    final_logit_softcapping: float | None = 30.0
-    attn_logit_softcapping: float = 50.0
+    A soft cap of null is none, and one that isn't there 50 or 30.
+    """
+
+    WINDOWS = True
+
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
     query_pre_attn_scalar: float = 144.0
+    sliding_window: int = 4096
+    hidden_activation: str = "gelu_pytorch_tanh"
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        return super().from_dict({**ABSENT, **raw})
+
+    def check(self) -> None:
+        super().check()
+        gemma.check_activation(self.hidden_activation, self.model_type)
+
+    def is_local(self, index: int) -> bool:
+        return index % 2 == 0 if self.layer_types is None else super().is_local(index)
 
     @property
     def activation(self) -> str:
-        return "gelu_pytorch_tanh"
+        return self.hidden_activation
 
 
 class Model(Decoder):
@@ -59,5 +82,6 @@ class Model(Decoder):
             self.rotation(index),
             scale=self.args.query_pre_attn_scalar**-0.5,
             softcap=self.args.attn_logit_softcapping,
+            window=self.args.window(index),
         )
         return Block(*parts, self.norm, NAMES, self.post_norm)

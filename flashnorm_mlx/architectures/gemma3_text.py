@@ -54,7 +54,12 @@ class Config(gemma.Config):
     query_pre_attn_scalar: float = 256.0
     sliding_window: int = 512
     sliding_window_pattern: int = 6
-    layer_types: list | None = None
+    final_logit_softcapping: float | None = None
+    hidden_activation: str = "gelu_pytorch_tanh"
+    use_bidirectional_attention: bool = False
+    attn_logit_softcapping: float | None = None
+
+    WINDOWS = True
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
@@ -62,6 +67,12 @@ class Config(gemma.Config):
 
     def check(self) -> None:
         super().check()
+        gemma.check_activation(self.hidden_activation, self.model_type)
+        for key in ("use_bidirectional_attention", "attn_logit_softcapping"):
+            if getattr(self, key):
+                base.fail(f"{key} is not supported for {self.model_type}")
+
+    def check_layer_types(self) -> None:
         kinds = self.layer_types
         if kinds is not None and (
             len(kinds) != self.num_hidden_layers
@@ -107,7 +118,7 @@ class Model(Decoder):
             self.rotation(index),
             qk_norm=True,
             scale=self.args.query_pre_attn_scalar**-0.5,
-            window=self.args.sliding_window if self.args.is_local(index) else None,
+            window=self.args.window(index),
         )
         return Block(*parts, self.norm, gemma2.NAMES, self.post_norm)
 

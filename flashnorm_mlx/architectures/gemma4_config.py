@@ -8,13 +8,13 @@ from typing import Any, ClassVar, TypeVar
 
 from ..layers.rope import rope_type
 from . import config as base
+from .config import GLOBAL, LOCAL
 
 C = TypeVar("C", bound="Config")
 
 #: A field's type: an integer that may be 0.
 Count = int
 
-LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 #: What a key's absence means, where null means another thing: nothing of the kind.
 ABSENT: dict[str, Any] = {
@@ -41,6 +41,7 @@ class Config(base.Config):
     """
 
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ("gelu_pytorch_tanh",)
+    WINDOWS: ClassVar[bool] = True
 
     #: Of no layer: each kind has its own, in rope_parameters.
     rope_theta: float = 10000.0
@@ -54,8 +55,8 @@ class Config(base.Config):
     num_kv_shared_layers: Count = 0
     attention_k_eq_v: bool = False
     attention_bias: bool = False
-    layer_types: list | None = None
     sliding_window: int = 512
+    final_logit_softcapping: float | None = None
     sliding_window_pattern: int = 5
     use_double_wide_mlp: bool = True
     hidden_size_per_layer_input: Count = 0
@@ -68,6 +69,8 @@ class Config(base.Config):
 
     @classmethod
     def from_dict(cls: type[C], raw: Mapping[str, Any]) -> C:
+        if raw.get("per_layer_config") is not None:
+            base.fail("per_layer_config is not supported; write global_head_dim and num_global_key_value_heads instead")
         given = {key: value for key, value in raw.items() if key != "rope_parameters"}
         config = super().from_dict({**ABSENT, **given})
         config.rope_parameters = ROPE_PARAMETERS if (r := raw.get("rope_parameters")) is None else r
@@ -160,13 +163,7 @@ class Config(base.Config):
             self._check_experts()
 
     def _check_layers(self) -> None:
-        layers, kinds, shared = self.num_hidden_layers, self.layer_types, self.num_kv_shared_layers
-        if kinds is not None:
-            if len(kinds) != layers:
-                base.fail(f"layer_types has {len(kinds)} entries for {layers} layers")
-            for kind in kinds:
-                if kind not in (LOCAL, GLOBAL):
-                    base.fail(f"layer_types has {kind!r} ({LOCAL} and {GLOBAL} are known)")
+        layers, shared = self.num_hidden_layers, self.num_kv_shared_layers
         if shared >= layers:
             base.fail(f"num_kv_shared_layers {shared} of num_hidden_layers {layers} leaves none to share from")
         for kind in sorted({*self.kinds[self.first_shared :]} - {*self.kinds[: self.first_shared]}):

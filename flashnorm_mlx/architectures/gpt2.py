@@ -84,7 +84,7 @@ class Config(layernorm.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        layernorm.refuse(
+        base.refuse(
             raw,
             "gpt2",
             {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},

@@ -48,23 +48,12 @@ class Config(base.Config):
 
     attention_bias: bool = False
     mlp_bias: bool = False
-    layer_types: list[str] | None = None
-    sliding_window: int | None = None
 
-    def check(self) -> None:
-        super().check()
-        kinds = self.layer_types or []
-        if not all(isinstance(kind, str) for kind in kinds):
-            base.fail("layer_types must be a list of names")
-        if self.layer_types is not None and len(kinds) != self.num_hidden_layers:
-            base.fail(f"layer_types has {len(kinds)} entries for {self.num_hidden_layers} layers")
-        if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
-            base.fail(f"layer_types has {sorted(unknown)[0]!r}; full_attention and sliding_attention are known")
-        if "sliding_attention" in kinds and self.sliding_window is None:
-            base.fail("sliding_window is missing, and layer_types has sliding_attention")
+    WINDOWS = True
 
-    def is_sliding(self, index: int) -> bool:
-        return self.layer_types is not None and self.layer_types[index] == "sliding_attention"
+    def is_local(self, index: int) -> bool:
+        """Every layer of a Mistral that has ``sliding_window``, where ``layer_types`` says nothing else."""
+        return self.model_type == "mistral" if self.layer_types is None else super().is_local(index)
 
 
 class Model(Decoder):
@@ -72,13 +61,13 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        bias, window = self.args.attention_bias, self.args.sliding_window if self.args.is_sliding(index) else None
+        bias = self.args.attention_bias
         parts = attention_and_mlp(
             self.args,
             self.rotation(index),
             qkv_bias=bias,
             o_bias=bias,
             mlp_bias=self.args.mlp_bias,
-            window=window,
+            window=self.args.window(index),
         )
         return Block(*parts, self.norm)

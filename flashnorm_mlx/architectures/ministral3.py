@@ -60,6 +60,10 @@ class Config(llama.Config):
             "rope_scaling": None,
         }
 
+    def is_local(self, index: int) -> bool:
+        """Every layer, where there is a ``sliding_window`` and ``layer_types`` says nothing else."""
+        return self.layer_types is None or super().is_local(index)
+
     @property
     def parameters(self) -> dict[str, Any]:
         return self.rope_scaling or {}
@@ -127,8 +131,7 @@ class Model(Decoder):
     def block(self, index: int) -> Block:
         beta, _ = growth = self.args.query_scale
         options: dict[str, Any] = {"form": Attention, "growth": growth} if beta > 0 else {}
-        window = self.args.sliding_window if self.args.is_sliding(index) else None
-        parts = attention_and_mlp(self.args, self.rotation(index), window=window, **options)
+        parts = attention_and_mlp(self.args, self.rotation(index), window=self.args.window(index), **options)
         return Block(*parts, self.norm)
 
     def context(self, h: mx.array, cache: list) -> Any:

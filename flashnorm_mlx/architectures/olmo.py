@@ -95,7 +95,7 @@ class Config(layernorm.Config):
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         if raw.get("d_model") is None and raw.get("hidden_size") is not None:
             base.fail("d_model is missing: this is transformers' layout of OLMo; AllenAI's own is supported")
-        layernorm.refuse(raw, "olmo", FIXED)
+        base.refuse(raw, "olmo", FIXED)
         if raw.get("layer_norm_type") not in (None, "default", "low_precision"):
             base.fail(f"layer_norm_type {raw['layer_norm_type']!r} is not supported for olmo (default is)")
         width, ratio = raw.get("d_model"), raw.get("mlp_ratio", 4)

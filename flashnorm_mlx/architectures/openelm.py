@@ -81,6 +81,7 @@ class Config(base.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        base.refuse(raw, "openelm", {"activation_fn_name": "swish", "normalization_layer_name": "rms_norm"})
         tied = {"share_input_output_layers": True} if raw.get("share_input_output_layers") is None else {}
         renamed = {_KEYS.get(key, key): value for key, value in {**raw, **tied}.items() if key not in _KEYS.values()}
         try:

@@ -41,8 +41,12 @@ _NESTED = ("partial_rotary_factor", "original_max_position_embeddings")
 
 @dataclass(kw_only=True)
 class Config(base.Config):
-    """phi3's config.json. ``sliding_window`` is not read: mlx-lm attends to everything in all layers."""
+    """phi3's config.json. With a ``sliding_window`` all layers see that (mlx-lm's see everything).
 
+    A LongRoPE has its long factors at every length, as in mlx-lm; transformers has the short ones in short contexts.
+    """
+
+    WINDOWS = True
     ROPE_TYPES = ("default", "linear", *LONGROPE)
     PARTIAL_ROPE = True
 
@@ -82,6 +86,9 @@ class Config(base.Config):
         """How many positions a context has, and had before it was made longer."""
         keys = ("max_position_embeddings", "original_max_position_embeddings")
         return {key: getattr(self, key) for key in keys}
+
+    def is_local(self, index: int) -> bool:
+        return self.layer_types is None or super().is_local(index)
 
     @property
     def rotary_dims(self) -> int:
@@ -124,4 +131,5 @@ class Model(Decoder):
     args: Config
 
     def block(self, index: int) -> Block:
-        return Block(*attention_and_mlp(self.args, self.rotation(index), fused=True), self.norm)
+        window = self.args.window(index)
+        return Block(*attention_and_mlp(self.args, self.rotation(index), fused=True, window=window), self.norm)

@@ -86,12 +86,12 @@ class Config(layernorm.Config):
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         nested = raw.get("rope_parameters")
         inner = nested.get("partial_rotary_factor") if isinstance(nested, Mapping) else None
-        given = {f for f in (raw.get("partial_rotary_factor"), inner) if f is not None}
+        given = [f for f in (raw.get("partial_rotary_factor"), inner) if f is not None]
         if not given:
             base.fail("partial_rotary_factor is missing (at the top level and in rope_parameters)")
-        if len(given) > 1:
+        if given[0] != given[-1]:
             base.fail(f"partial_rotary_factor is {' and '.join(map(repr, given))}; remove one")
-        return super().from_dict({**raw, "partial_rotary_factor": given.pop()})
+        return super().from_dict({**raw, "partial_rotary_factor": given[0]})
 
     @property
     def rotary_dims(self) -> int:
