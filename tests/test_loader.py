@@ -15,7 +15,7 @@ from mlx_lm.utils import load_model as stock_load_model
 from mlx_lm.utils import quantize_model
 
 import flashnorm_mlx
-from flashnorm_mlx import FlashNormError
+from flashnorm_mlx import FlashNormError, convert
 from flashnorm_mlx.loader import load_model, stop_tokens
 
 IDS = mx.array([[5, 6, 7, 8, 300, 2]])
@@ -104,6 +104,23 @@ def test_published_folded_checkpoints(tmp_path: Path, mark: str, strict: bool) -
     edit_config(path, **{mark: True})
     stock, _ = stock_with_weights(tiny_config("llama"))
     assert relative_error(load_model(path)(IDS), stock(IDS)) <= 5e-6
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma4_text", "deepseek_v2", "deepseek_v3"])
+def test_folded_checkpoints_of_every_family(family: str, tmp_path: Path) -> None:
+    """With norms that are identities, and without these: of Gemma 1 to 3, gains of 0 stand for 1."""
+    source = write_checkpoint(tmp_path / "s", family, tokenizer=False)
+    want = stock_load_model(source)[0](IDS)
+    convert(source, tmp_path / "t", quantize=False)
+    assert relative_error(load_model(tmp_path / "t")(IDS), want) <= 5e-6
+    weights = dict(mx.load(str(tmp_path / "t" / "model.safetensors")).items())
+    identity = 0.0 if family in ("gemma", "gemma2", "gemma3_text") else 1.0
+    strict = {k: v for k, v in weights.items() if "norm" not in k or not mx.all(v == identity).item()}
+    assert len(strict) < len(weights)
+    mx.save_safetensors(str(tmp_path / "t" / "model.safetensors"), strict, metadata={"format": "mlx"})
+    (tmp_path / "t" / "model.safetensors.index.json").unlink(missing_ok=True)
+    edit_config(tmp_path / "t", flashnorm=True)
+    assert relative_error(load_model(tmp_path / "t")(IDS), want) <= 5e-6
 
 
 def test_dtype_on_the_cpu_is_float32_unless_asked(tmp_path: Path) -> None:

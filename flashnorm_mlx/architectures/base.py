@@ -140,7 +140,7 @@ class Decoder(nn.Module):
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
         logits = settled(*self.stack.norm(h, self.output))
-        cap = self.args.final_logit_softcapping
+        cap = self.args.logit_cap
         return logits if cap is None else mx.tanh(logits / cap) * cap
 
     @property

@@ -76,8 +76,6 @@ class Config:
     PARTIAL_ROPE: ClassVar[bool] = False
     #: Whether layers may see a window.
     WINDOWS: ClassVar[bool] = False
-    #: ``cap``: logits are ``cap · tanh(logits / cap)``.
-    final_logit_softcapping: ClassVar[float | None] = None
 
     @property
     def activation(self) -> str:
@@ -88,6 +86,11 @@ class Config:
     def embedding_factor(self) -> float:
         """What embeddings are multiplied by."""
         return 1.0
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Logits are ``cap · tanh(logits / cap)``."""
+        return None
 
     def rope(self, index: int) -> tuple[int, float, dict | None]:
         """Of a layer's RoPE: the channels of a head that are rotated, the base, and how frequencies are scaled."""

@@ -67,7 +67,7 @@ class DecodeStep:
         args, output = model.args, model.output
         self.head = Projection(output, dtype, model.stack.norm, pending=pending)
         self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
-        self.embedding_factor, self.softcap = args.embedding_factor, args.final_logit_softcapping
+        self.embedding_factor, self.softcap = args.embedding_factor, args.logit_cap
         kinds, self.reads = [], []  # of the layers that have a cache, and which of these caches each layer reads
         for block in self.blocks:
             kind = block.rotation, block.heads.window, block.heads.growth

@@ -88,6 +88,10 @@ class Config(gemma.Config):
         return super().for_stock() | {name: getattr(self, name) for name in names}
 
     @property
+    def logit_cap(self) -> float | None:
+        return self.final_logit_softcapping
+
+    @property
     def activation(self) -> str:
         return "gelu_pytorch_tanh"
 

@@ -94,6 +94,10 @@ class Config(base.Config):
         return {"layer_types": self.kinds, **{key: getattr(self, key) for key in written}}
 
     @property
+    def logit_cap(self) -> float | None:
+        return self.final_logit_softcapping
+
+    @property
     def activation(self) -> str:
         return self.hidden_activation
 
