@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashnorm_mlx import fold
+from flashnorm_mlx.layers.norm import add_clipped
 
 SIZES = st.integers(1, 67)
 SEEDS = st.integers(0, 2**31)
@@ -144,3 +145,22 @@ def test_wrong_gain_convention_is_caught() -> None:
     wrong = f32(x) @ fold.fold_gain(f32(w), f32(g), plus_one=True).T
     with pytest.raises(AssertionError):
         close(wrong, (x * g) @ w.T, 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_one_plus_a_gain_is_not_rounded(dtype: mx.Dtype) -> None:
+    """Stock mlx-lm's ``1 + w`` has the dtype of w: in bfloat16, 8 bits of it."""
+    w = (mx.random.normal((999,)) * 0.3).astype(dtype)
+    exact = 1 + np.array(w.astype(mx.float32)).astype(np.float64)
+    assert np.abs(np.array(fold.effective_gain(w, plus_one=True)) - exact).max() <= 2**-23
+    assert np.abs(np.array((1 + w).astype(mx.float32)) - exact).max() > 2**-13
+    weight = mx.random.normal((3, 999))
+    folded = fold.fold_gain(weight, w, plus_one=True)
+    assert np.allclose(np.array(folded), np.array(weight) * exact, rtol=3e-7, atol=0)
+
+
+def test_a_sum_behind_a_post_norm_is_clipped_in_float16() -> None:
+    h = mx.array([6e4, -6e4, 1.0])
+    assert add_clipped(h.astype(mx.float16), h.astype(mx.float16)).tolist() == [65504.0, -65504.0, 2.0]
+    for dtype in (mx.float32, mx.bfloat16):
+        assert mx.array_equal(add_clipped(h.astype(dtype), h.astype(dtype)), 2 * h.astype(dtype))
