@@ -66,6 +66,10 @@ class KVCache(stock.KVCache):
     def capacity(self) -> int:
         return 0 if self.room is None else self.room[1]
 
+    def capacity_for(self, length: int) -> int:
+        """What it is, or becomes for so many more tokens."""
+        return max(self.capacity, size_for(self.offset + length))
+
     def settle(self) -> None:
         """Append what waits in the tail to the buffer."""
         self.mark = None

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .cache import room_of
+from .cache import room_of, size_for
 from .kernels.attend import TAIL
 
 
@@ -45,6 +45,10 @@ class Lent:
     @property
     def capacity(self) -> int:
         return 0 if self.room is None else self.room[1]
+
+    def capacity_for(self, length: int) -> int:
+        """What it is, or becomes for so many more tokens."""
+        return max(self.capacity, size_for(self.end + length))
 
     def fits(self, batch: int, dtype: mx.Dtype) -> bool:
         """Whether what is in it is of so many sequences and of this dtype."""

@@ -21,6 +21,9 @@ class Windowed(Lent):
         """The capacity that it grows to."""
         return -(-(self.max_size + self.SLACK) // 32) * 32
 
+    def capacity_for(self, length: int) -> int:
+        return min(self.most, super().capacity_for(length))
+
     def _lend(self, held: list[mx.array], shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """Make a buffer with the keys and values that are ``held`` in it, if any are, as far as a window reaches."""
         newest = [a[..., -self.max_size :, :] for a in held]

@@ -28,3 +28,14 @@ def test_a_prompt_is_not_all_under_way_at_once(monkeypatch: pytest.MonkeyPatch) 
         assert len(handed) == times
     model(ids)  # without a cache, as in training, nothing is computed
     assert not handed
+
+
+def test_within_a_transformation_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("llama")
+    stock, weights = stock_with_weights(config)
+    model, ids = our_model(config, weights), mx.random.randint(2, config["vocab_size"], (1, 21))
+    monkeypatch.setattr(base, "UNDER_WAY", 1)
+    compiled = mx.compile(lambda ids: model(ids, cache=make_prompt_cache(model)))
+    assert relative_error(compiled(ids), stock(ids)) <= TOLERANCE
+    slope = mx.grad(lambda scale: mx.sum(model(ids, make_prompt_cache(model), model.embed(ids) * scale)))
+    assert mx.isfinite(slope(mx.array(1.0))).item()

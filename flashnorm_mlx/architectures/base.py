@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -84,15 +85,16 @@ class Decoder(nn.Module):
         context = self.context(h, cache)
         layers = self.layers
         is_long = h.shape[0] * h.shape[1] >= MANY
-        together = max(1, UNDER_WAY // h.nbytes)
+        together = max(1, UNDER_WAY // max(1, h.nbytes))
         if self._step is not None and is_long:
             layers = self._step.prompt_blocks
         before = h
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
             h = self.step(i, layer, h, context, c)
             if c is not None and (i + 1) % together == 0:
-                mx.async_eval(h)  # the device is at work while the host goes on to the next blocks,
-                mx.eval(before)  # no further, for all that is under way is held in memory
+                with suppress(ValueError):  # within mx.compile, mx.grad or mx.vmap nothing can be computed yet
+                    mx.async_eval(h)  # the device is at work while the host goes on to the next blocks,
+                    mx.eval(before)  # no further, for all that is under way is held in memory
                 before = h
         return self.head(whole(h))
 

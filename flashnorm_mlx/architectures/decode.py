@@ -88,8 +88,8 @@ class DecodeStep:
         self.model = ref(model)
         own = ref(self)  # a compiled function that held this object would keep the weights in memory with it
         self.compiled = mx.compile(lambda *arrays: own().run(*arrays))  # type: ignore[union-attr]
-        for capacity in (KVCache.step, 2 * SHORT):  # both forms of attention, so that nothing is compiled mid-sentence
-            if failure := self.failure(1, 1, capacity):
+        for is_long in (False, True):  # both forms of attention, so that nothing is compiled mid-sentence
+            if failure := self.failure(1, 1, is_long):
                 raise Failed(failure)
 
     def takes(self, ids: mx.array, cache: list) -> bool:
@@ -128,11 +128,14 @@ class DecodeStep:
                 return False
             if c.buffer is not None and c.buffer.size >= 2**31:  # the kernels count in 32 bits
                 return False
-        return not self.failure(batch, length, max(c.capacity for c in cache))
+        return not self.failure(batch, length, self.is_long(cache, length))
 
     def goes_on(self, ids: mx.array, cache: list) -> bool:
         """Whether this is one more of the last step's kind, on caches that nobody has touched since."""
         if ids.shape != self.shape or any(getattr(c, "mark", None) is not self.mark for c in cache):
+            return False
+        batch, length = ids.shape
+        if cache[0].waiting + length > TAIL and (batch, length, self.is_long(cache, length)) not in self.tried:
             return False
         return not self.is_beyond_the_tables(ids, cache)
 
@@ -159,16 +162,20 @@ class DecodeStep:
         """Whether a layer was exchanged, or its weights, since the kernels' buffers were made (adapters do that)."""
         return any(block.is_stale() for block in self.blocks)
 
-    def failure(self, batch: int, length: int, capacity: int) -> str:
+    def is_long(self, cache: list[Cache], length: int) -> bool:
+        """Whether a layer's buffer is one that attention goes through in parts, or becomes it for the next tokens."""
+        return max(c.capacity_for(length) for c in cache) > SHORT
+
+    def failure(self, batch: int, length: int, is_long: bool) -> str:
         """Why a step of this shape can't be had, else nothing. Its kernels are chosen, compiled and run once for it."""
-        key = batch, length, capacity > SHORT
+        key = batch, length, is_long
         if key not in self.tried:
             self.tried[key] = ""
             try:
                 if self.measure:
                     for projection in [p for block in self.blocks for p in block.projections] + [self.head]:
                         projection.choose(batch * length)
-                caches = self.blank(batch, 2 * SHORT if capacity > SHORT else KVCache.step)
+                caches = self.blank(batch, 2 * SHORT if is_long else KVCache.step)
                 mx.eval(self(mx.zeros((batch, length), mx.int32), caches))
             except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
                 lines = str(error).strip().splitlines() or ["no reason given"]
@@ -207,13 +214,13 @@ class DecodeStep:
     def make_room(self, batch: int, length: int, cache: list[Cache]) -> None:
         """Room for the new tokens in each layer's tail."""
         for c, block in zip(cache, self.cached, strict=True):
-            heads, capacity = block.heads, c.capacity
+            heads, buffer = block.heads, c.buffer
             c.make_room(length, (batch, heads.kv_heads, heads.head_dim), self.dtype)
-            if c.capacity > capacity:
+            if c.buffer is not buffer:
                 mx.eval(c.buffer)  # a layer at a time, so that only one is there twice
-            if c.tail is None:  # as large as those to come, so that the graph is compiled once
-                size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
-                c.tail = mx.zeros(size, self.dtype)
+            size = heads.output_size(batch, length, default_layout(heads, c.capacity), self.dtype)
+            if c.tail is None or (c.waiting == 0 and c.tail.size != size):
+                c.tail = mx.zeros(size, self.dtype)  # as large as those to come, so that the graph is compiled once
 
     def run(
         self, places: list[mx.array], steps: list[mx.array], kvs: list[mx.array], tails: list[mx.array]

@@ -50,7 +50,7 @@ def execute(desk: Desk, line: str) -> Action:
     name, *rest = line[1:].split(maxsplit=1) or [""]
     command = COMMANDS.get(ALSO.get(name.lower(), name.lower()))
     if command is None:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+        near = difflib.get_close_matches(name.lower(), [*COMMANDS, *ALSO], 1)
         hint = f"did you mean /{near[0]}?" if near else "/help lists them; // begins a message with a slash."
         raise FlashNormError(f"There is no command /{name:.40}: {hint}")
     return command.run(desk, rest[0].strip() if rest else "") or Action.NOTHING

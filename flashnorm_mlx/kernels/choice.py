@@ -19,7 +19,7 @@ import mlx.core as mx
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
 #: Launches that are timed together, as far as what they read and yield takes no more memory than this; and how often.
-LAUNCHES, MEMORY, REPEAT = 32, 2**24, 7
+LAUNCHES, MEMORY, REPEAT = 32, 2**25, 7
 
 #: Of the first form's time another takes at most this much, if it is to be preferred.
 MARGIN = 0.95
@@ -66,7 +66,7 @@ def file() -> Path:
 
 def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> dict[str, Any]:
     """Time the forms in turn, so that what slows the machine down for a while slows all of them."""
-    launches = max(2, min(LAUNCHES, MEMORY // _bytes(forms, x, residual)))
+    launches = max(2, min(LAUNCHES, MEMORY // max(1, _bytes(forms, x, residual))))
     inputs = [x + 0 for _ in range(launches)]
     mx.eval(inputs)
     chains = {name: mx.compile(partial(_chained, form)) for name, form in forms.items()}
