@@ -131,3 +131,32 @@ def cancelled_eps(eps: float, scale: mx.array | None) -> float | mx.array:
     Keeping ε is not (up to 3e-2 relative at a residual RMS of 0.02). ``scale`` None means nothing was left out.
     """
     return eps if scale is None else eps / (scale * scale)
+
+
+def owed_at_the_output(scale: mx.array, kind: str) -> mx.array:
+    """What a feed-forward network's output is multiplied by where its projections read ``a`` in place of ``s·a`` (§2).
+
+    - ``relu`` (§2.1): ``relu(s·a Uᵀ) Dᵀ = s · relu(a Uᵀ) Dᵀ``, for s > 0
+    - ``glu`` (§2.2), any activation, its gate scaled: ``(act(s·a Gᵀ) ⊙ s·a Uᵀ) Dᵀ = s · (act(s·a Gᵀ) ⊙ a Uᵀ) Dᵀ``
+    - ``reglu``, and ``bilinear``, which has no activation: ``s² · (relu(a Gᵀ) ⊙ a Uᵀ) Dᵀ``, where ``s² = 1/(MS(a) + ε)``
+
+    None of it holds where U, or a gate that isn't scaled, has a bias. This package's blocks don't use it: within one
+    kernel it saves nothing, and in float16 the unscaled product overflows (from an RMS of a of some hundreds on).
+    bench/multipliers.py counts what it would save.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind in ("relu", "glu"):
+        return scale
+    if kind in ("reglu", "bilinear"):
+        return scale * scale
+    raise ValueError(f"a feed-forward network of the kind {kind!r}: relu, glu, reglu and bilinear are known")
+
+
+def joint_gain(q_gain: mx.array, k_gain: mx.array) -> mx.array:
+    """``g_Q ⊙ g_K``, for q alone: ``(g_Q ⊙ q)·(g_K ⊙ k) = (g_Q ⊙ g_K ⊙ q)·k`` (§4.2, channels that RoPE doesn't turn).
+
+    Not used where keys are cached with their gain, as mlx-lm's caches have them.
+    """
+    return q_gain.astype(mx.float32) * k_gain.astype(mx.float32)
