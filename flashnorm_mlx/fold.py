@@ -138,7 +138,7 @@ def owed_at_the_output(scale: mx.array, kind: str) -> mx.array:
 
     - ``relu`` (§2.1): ``relu(s·a Uᵀ) Dᵀ = s · relu(a Uᵀ) Dᵀ``, for s > 0
     - ``glu`` (§2.2), any activation, its gate scaled: ``(act(s·a Gᵀ) ⊙ s·a Uᵀ) Dᵀ = s · (act(s·a Gᵀ) ⊙ a Uᵀ) Dᵀ``
-    - ``reglu``, and ``bilinear``, which has no activation: ``s² · (relu(a Gᵀ) ⊙ a Uᵀ) Dᵀ``, where ``s² = 1/(MS(a) + ε)``
+    - ``reglu``, and ``bilinear`` without an activation: ``s² · (relu(a Gᵀ) ⊙ a Uᵀ) Dᵀ``, where ``s² = 1/(MS(a) + ε)``
 
     None of it holds where U, or a gate that isn't scaled, has a bias. This package's blocks don't use it: within one
     kernel it saves nothing, and in float16 the unscaled product overflows (from an RMS of a of some hundreds on).
