@@ -291,11 +291,3 @@ def test_control_tied_head_whose_gain_is_dropped() -> None:
     model = our_model(config, weights)
     model.model.norm.pop("weight")
     assert broken_error("llama", model, config, stock) > 1e-2
-
-
-def test_a_soft_cap_is_read_by_the_families_that_have_one() -> None:
-    for family in ("gemma", "llama"):
-        config = tiny_config(family, final_logit_softcapping=0.1)
-        stock, weights = stock_with_weights(config)
-        ids = ids_for(config)
-        assert relative_error(our_model(config, weights)(ids), stock(ids)) <= TOLERANCE

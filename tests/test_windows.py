@@ -111,3 +111,11 @@ def test_gemma2_without_soft_caps() -> None:
     ids = ids_for(config)
     assert relative_error(our_model(config | dict.fromkeys(caps), weights)(ids), stock(ids)) <= TOLERANCE
     assert relative_error(our_model(config, weights)(ids), stock(ids)) > 1e-4
+
+
+def test_a_soft_cap_is_read_by_the_families_that_have_one() -> None:
+    for family in ("gemma", "llama"):
+        config = tiny_config(family, final_logit_softcapping=0.1)
+        stock, weights = stock_with_weights(config)
+        ids = ids_for(config)
+        assert relative_error(our_model(config, weights)(ids), stock(ids)) <= TOLERANCE
