@@ -20,6 +20,9 @@ from .layers.norm import ARMS
 from .loader import Progress, configured, load_model, load_tokenizer
 from .selfcheck import relative_error
 
+#: So many tokens are in front of those that are decoded.
+PROMPT = 16
+
 #: Read when no text is given and the folder has no heldout.jsonl.
 TEXT = (
     "The norm of a vector is one number, and every product behind it waits for that number. But a product is linear: "
@@ -69,8 +72,8 @@ def verify(
 
     Args:
         path: a model's folder.
-        text: a file that the perplexity is of, see :func:`read_ids`; its first ``max_tokens`` tokens are read. None:
-            the model's own heldout.jsonl, or else a paragraph of ours.
+        text: a file that the perplexity is of, see :func:`read_ids`; its first ``max_tokens`` tokens are read, or as
+            many as are the same to both. None: the model's own heldout.jsonl, or else a paragraph of ours.
         greedy_tokens: how many tokens are decoded one by one after the text's first 16.
         tolerance: largest relative logit error that ``baseline`` and ``flashnorm`` may have.
 
@@ -78,13 +81,15 @@ def verify(
         FlashNormError: if either can't load it, or the text is too short.
     """
     progress = progress or (lambda word, done, total: None)
-    configured(open_checkpoint(path), {})  # say what is wrong with it before anything else is loaded
+    args = configured(open_checkpoint(path), {}).args  # says what is wrong with it before anything else is loaded
+    most = args.comparable or max_tokens
     held_out = path / "heldout.jsonl"
     text = held_out if text is None and held_out.is_file() else text
     tokenizer = load_tokenizer(path)
-    ids = (tokenizer.encode(TEXT) if text is None else read_ids(text, tokenizer))[:max_tokens]
+    ids = (tokenizer.encode(TEXT) if text is None else read_ids(text, tokenizer))[: min(max_tokens, most)]
     if len(ids) < 2:
         raise FlashNormError("the text is too short: at least two tokens are needed")
+    greedy_tokens = max(1, min(greedy_tokens, most - PROMPT))
     progress("verifying", 0, 1 + len(ARMS))
     want = _reference(path, ids, greedy_tokens)
     results = []
@@ -135,7 +140,7 @@ def _run(make: Callable[[], nn.Module], ids: list[int], greedy_tokens: int) -> _
     logits = model(tokens[None])[0].astype(mx.float32)
     loss = nn.losses.cross_entropy(logits[:-1], tokens[1:], reduction="mean")
     mx.eval(logits, loss)
-    steps = generate_step(tokens[:16], model, max_tokens=greedy_tokens)
+    steps = generate_step(tokens[:PROMPT], model, max_tokens=greedy_tokens)
     greedy = [int(token) for token, _ in steps]
     del model
     gc.collect()

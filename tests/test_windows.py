@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import our_model, relative_error, stock_with_weights, tiny_config
+from checkpoints import our_model, relative_error, stock_with_weights, tiny_config, write_checkpoint
 from decode_runs import Action, checkpoint, error, fused, rounding, run
 from mlx_lm.models import gemma2 as stock_gemma2
 from mlx_lm.models import llama as stock_llama
@@ -22,6 +22,7 @@ from test_models import TOLERANCE, ids_for
 
 from flashnorm_mlx import architectures
 from flashnorm_mlx.loader import load_model
+from flashnorm_mlx.verify import verify
 
 WINDOW = 6
 #: Of Gemma 2 the first layer alone, which is a local one.
@@ -119,3 +120,12 @@ def test_a_soft_cap_is_read_by_the_families_that_have_one() -> None:
         stock, weights = stock_with_weights(config)
         ids = ids_for(config)
         assert relative_error(our_model(config, weights)(ids), stock(ids)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "options"), [("mistral", {"sliding_window": 20}), ("gpt2", {"n_positions": 30})])
+def test_verify_compares_what_is_the_same_in_stock(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Stock's Mistral sees beyond its window, and GPT-2 has no more positions."""
+    path = write_checkpoint(tmp_path / "m", family, **options)
+    (path / "text.txt").write_text(" ".join(f"w{i}" for i in range(2, 42)))
+    found = verify(path, text=path / "text.txt")
+    assert found.ok and found.tokens == next(iter(options.values())) and found.greedy_tokens == found.tokens - 16

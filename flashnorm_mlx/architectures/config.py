@@ -106,6 +106,17 @@ class Config:
         return None if window is None or (most and window >= most) or not self.is_local(index) else window
 
     @property
+    def stock_has_windows(self) -> bool:
+        """Whether the layers that see a window here do so in stock mlx-lm."""
+        return True
+
+    @property
+    def comparable(self) -> int | None:
+        """Contexts of up to so many tokens are the same in stock mlx-lm; None: all are."""
+        windows = [] if self.stock_has_windows else [self.window(i) for i in range(self.num_hidden_layers)]
+        return min((most for most in (*windows, self.max_position_embeddings) if most is not None), default=None)
+
+    @property
     def kv_heads(self) -> int:
         return self.num_key_value_heads or self.num_attention_heads
 

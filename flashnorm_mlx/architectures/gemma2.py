@@ -68,6 +68,10 @@ class Config(gemma.Config):
         return index % 2 == 0 if self.layer_types is None else super().is_local(index)
 
     @property
+    def stock_has_windows(self) -> bool:
+        return False
+
+    @property
     def logit_cap(self) -> float | None:
         return self.final_logit_softcapping
 

@@ -55,6 +55,10 @@ class Config(base.Config):
         """Every layer of a Mistral that has ``sliding_window``, where ``layer_types`` says nothing else."""
         return self.model_type == "mistral" if self.layer_types is None else super().is_local(index)
 
+    @property
+    def stock_has_windows(self) -> bool:
+        return self.layer_types is not None
+
 
 class Model(Decoder):
     FOLDS = FOLDS

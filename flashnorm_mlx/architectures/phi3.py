@@ -91,6 +91,10 @@ class Config(base.Config):
         return self.layer_types is None or super().is_local(index)
 
     @property
+    def stock_has_windows(self) -> bool:
+        return False
+
+    @property
     def rotary_dims(self) -> int:
         return int(self.head_size * self.partial_rotary_factor)
 
