@@ -202,3 +202,32 @@ def test_a_quantised_cache_behind_a_soft_cap_is_refused() -> None:
     cache = [QuantizedKVCache(32, 8) for _ in model.layers]
     with pytest.raises(FlashNormError, match="quantised cache is not supported where scores have a soft cap"):
         model(mx.array([[1, 2, 3]]), cache=cache)
+
+
+class Adding(BatchKVCache):
+    """One that adds to its offset in place, as mlx-lm's has done."""
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        offset = self.offset
+        found: tuple[mx.array, mx.array] = super().update_and_fetch(keys, values)
+        offset += keys.shape[2]
+        self.offset = offset
+        return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_padded_rows_by_mlxs_own_rope(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where each layer's RoPE reads the offset itself, to which a batched cache may have added."""
+    config = tiny_config(family)
+    model = our_model(config, stock_with_weights(config)[1])
+    ids = ids_for(config)
+
+    def logits() -> list[mx.array]:
+        cache = [Adding([0, 4]) for _ in model.layers]
+        parts = [model(ids[:, :9], cache=cache), *(model(ids[:, i : i + 1], cache=cache) for i in range(9, 13))]
+        return [y[0] for y in parts] + [y[1, -1:] for y in parts]
+
+    want = logits()
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    for a, b in zip(logits(), want, strict=True):
+        assert relative_error(a, b) <= 2e-5

@@ -127,7 +127,7 @@ class Decoder(nn.Module):
             window, rotation = kind = layer.kind
             if kind not in shared:
                 offset = 0 if c is None else c.offset
-                if isinstance(offset, mx.array):  # a batched cache adds to its own in place
+                if isinstance(offset, mx.array):  # a batched cache may add to its own in place
                     offset = mx.array(offset)
                 positions = Positions(rotation, offset, h.shape[1])
                 as_array = layer.needs_mask_array
