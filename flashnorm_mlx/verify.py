@@ -82,14 +82,14 @@ def verify(
     """
     progress = progress or (lambda word, done, total: None)
     args = configured(open_checkpoint(path), {}).args  # says what is wrong with it before anything else is loaded
-    most = args.comparable or max_tokens
     held_out = path / "heldout.jsonl"
     text = held_out if text is None and held_out.is_file() else text
     tokenizer = load_tokenizer(path)
-    ids = (tokenizer.encode(TEXT) if text is None else read_ids(text, tokenizer))[: min(max_tokens, most)]
+    ids = (tokenizer.encode(TEXT) if text is None else read_ids(text, tokenizer))[:max_tokens]
+    if (most := args.comparable) is not None:
+        ids, greedy_tokens = ids[:most], max(1, min(greedy_tokens, most - PROMPT))
     if len(ids) < 2:
         raise FlashNormError("the text is too short: at least two tokens are needed")
-    greedy_tokens = max(1, min(greedy_tokens, most - PROMPT))
     progress("verifying", 0, 1 + len(ARMS))
     want = _reference(path, ids, greedy_tokens)
     results = []

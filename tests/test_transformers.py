@@ -15,6 +15,7 @@ import pytest
 from checkpoints import write_checkpoint
 
 from flashnorm_mlx import architectures, convert, fold
+from flashnorm_mlx.architectures import ministral3
 from flashnorm_mlx.loader import load_model
 
 torch = pytest.importorskip("torch", reason="transformers' models need torch, which is not installed")
@@ -43,17 +44,6 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LAYERS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 16.0,
-    "original_max_position_embeddings": 8,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.4,
-}
 # mlx-lm and this package round √d to bfloat16, transformers to the weights' dtype: a d whose root is exact in both
 GEMMA3 = {
     "hidden_size": 144,
@@ -74,7 +64,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("mistral", "window", {"sliding_window": 6}),
     ("mistral", "no window", {"sliding_window": None}),
     ("phi3", "window", {"sliding_window": 6, "head_dim": 14}),
-    ("ministral3", "window", {"sliding_window": 6, "rope_parameters": YARN}),
+    ("ministral3", "window", {"sliding_window": 6, "rope_parameters": ministral3.TINY["rope_parameters"]}),
     ("gemma3_text", "tied", GEMMA3),
     ("gemma3_text", "untied", GEMMA3 | {"tie_word_embeddings": False}),
     ("olmo2", "untied", {"tie_word_embeddings": False, "num_key_value_heads": 6, "head_dim": 14}),

@@ -127,5 +127,7 @@ def test_verify_compares_what_is_the_same_in_stock(family: str, options: dict[st
     """Stock's Mistral sees beyond its window, and GPT-2 has no more positions."""
     path = write_checkpoint(tmp_path / "m", family, **options)
     (path / "text.txt").write_text(" ".join(f"w{i}" for i in range(2, 42)))
+    shorter = verify(path, text=path / "text.txt", max_tokens=5, greedy_tokens=3)
+    assert shorter.ok and (shorter.tokens, shorter.greedy_tokens) == (5, 3)
     found = verify(path, text=path / "text.txt")
     assert found.ok and found.tokens == next(iter(options.values())) and found.greedy_tokens == found.tokens - 16

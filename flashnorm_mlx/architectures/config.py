@@ -171,7 +171,7 @@ class Config:
             fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
 
     def check_layer_types(self) -> None:
-        """The same of ``layer_types``, which names each layer's attention."""
+        """Raise a FlashNormError unless ``layer_types``, where it is, names for each layer an attention there is."""
         kinds = self.layer_types
         if kinds is None:
             return

@@ -50,12 +50,6 @@ class Config(base.Config):
         return float(self.hidden_size**0.5)
 
 
-def check_activation(name: str, model_type: str) -> None:
-    """Raise a FlashNormError for a ``hidden_activation`` that Gemma 2 and 3 don't have."""
-    if name != "gelu_pytorch_tanh":
-        base.fail(f"hidden_activation {name!r} is not supported for {model_type} (gelu_pytorch_tanh is)")
-
-
 class Model(Decoder):
     FOLDS = FOLDS
     args: Config

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..plan import Fold
+from . import config as base
 from . import gemma
 from .base import Decoder
 from .block import Block, Names, attention_and_mlp
@@ -54,15 +55,11 @@ class Config(gemma.Config):
     attn_logit_softcapping: float | None = None
     query_pre_attn_scalar: float = 144.0
     sliding_window: int = 4096
-    hidden_activation: str = "gelu_pytorch_tanh"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        base.refuse(raw, "gemma2", {"hidden_activation": "gelu_pytorch_tanh"})
         return super().from_dict({**ABSENT, **raw})
-
-    def check(self) -> None:
-        super().check()
-        gemma.check_activation(self.hidden_activation, self.model_type)
 
     def is_local(self, index: int) -> bool:
         return index % 2 == 0 if self.layer_types is None else super().is_local(index)
@@ -77,7 +74,7 @@ class Config(gemma.Config):
 
     @property
     def activation(self) -> str:
-        return self.hidden_activation
+        return "gelu_pytorch_tanh"
 
 
 class Model(Decoder):

@@ -25,6 +25,13 @@ FOLDS = (
     *gemma2.FOLDS[1:],
 )
 
+#: What else transformers' model offers, at the values that the published ones have.
+FIXED = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "use_bidirectional_attention": False,
+    "attn_logit_softcapping": None,
+}
+
 TINY = gemma.TINY | {
     "model_type": "gemma3_text",
     "num_hidden_layers": 4,
@@ -55,22 +62,13 @@ class Config(gemma.Config):
     sliding_window: int = 512
     sliding_window_pattern: int = 6
     final_logit_softcapping: float | None = None
-    hidden_activation: str = "gelu_pytorch_tanh"
-    use_bidirectional_attention: bool = False
-    attn_logit_softcapping: float | None = None
 
     WINDOWS = True
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
+        base.refuse(raw, "gemma3_text", FIXED)
         return super().from_dict(_from_layer_types(raw))
-
-    def check(self) -> None:
-        super().check()
-        gemma.check_activation(self.hidden_activation, self.model_type)
-        for key in ("use_bidirectional_attention", "attn_logit_softcapping"):
-            if getattr(self, key):
-                base.fail(f"{key} is not supported for {self.model_type}")
 
     def check_layer_types(self) -> None:
         kinds = self.layer_types
