@@ -16,6 +16,7 @@ MARKS = ("flashnorm", "flashnorm_folded", "flash_norm")
 TIED = "the head is tied to the embeddings"
 MARKED = "folded already"
 QUANTISED = "the projections are already quantised"
+IN_A_KERNEL = "computed with the norm; where a kernel does the projection, deferred behind the product"
 EXPLICIT = "the weights are already quantised; a LayerNorm is folded with every writer of the residual or not at all"
 UNWRITABLE = (
     "a LayerNorm folds into biases and a head that stock mlx-lm has no place for, and is centred by weights that "
@@ -157,7 +158,7 @@ def make_centred_plan(
     )
     layers = [consumer for step in steps for consumer in step.into] + [writer.name for writer in every]
     if any(f"{layer}{suffix}" in names for layer in layers for suffix in (".scales", ".qweight")):
-        return Plan(tuple(replace(s, fold=replace(s.fold, scale=""), kept=s.kept or EXPLICIT) for s in steps))
+        return Plan(tuple(replace(s, fold=replace(s.fold, scale=IN_A_KERNEL), kept=s.kept or EXPLICIT) for s in steps))
     return Plan(steps, {consumer: step for step in steps for consumer in step.into}, every)
 
 

@@ -21,12 +21,12 @@ def control_error(path: Path, plan: list[Action] = SHORT) -> float:
 
 
 def test_control_another_eps(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, self.get("weight"), 0.0))
+    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: norm.Fusion(eps=0.0, gain=self.get("weight")))
     assert control_error(checkpoint(tmp_path / "m")) > 1e-4
 
 
 def test_control_gains_that_are_dropped(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: (None, None, self.eps))
+    monkeypatch.setattr(norm.FlashNorm, "fused", lambda self: norm.Fusion(eps=self.eps))
     assert control_error(checkpoint(tmp_path / "m", bits=4)) > 1e-2
 
 

@@ -109,8 +109,8 @@ class LayerNormDecoder(Decoder):
             gain, beta = weights.get(f"{step.norm}.weight"), weights.get(f"{step.norm}.bias")
             weights[weight], folded = fold.fold_affine(weights[weight], weights.get(bias), gain, beta)
             if folded is not None:
-                # E β is large, and common to all logits: in half precision it would cost them their last bits
-                weights[bias], dtypes[bias] = folded, mx.float32 if consumer == "lm_head" else dtypes[weight]
+                # W β can be large, and common to all logits: in half precision it would cost their last bits
+                weights[bias], dtypes[bias] = folded, mx.float32
         for writer in plan.writers:
             weight, bias = f"{writer.name}.weight", f"{writer.name}.bias"
             if writer.is_table:

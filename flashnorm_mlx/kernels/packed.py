@@ -58,6 +58,8 @@ def pack(
     gain: mx.array | None = None,
     post_gain: mx.array | None = None,
     factor: mx.array | None = None,
+    *,
+    norm_bias: mx.array | None = None,
 ) -> Packed:
     """One buffer with all of a layer; the layer's own arrays become views of it, so nothing is held twice.
 
@@ -66,6 +68,7 @@ def pack(
         gain: multiplies the input, where it could not be folded into the weights; ``[columns]``.
         post_gain: of a post-norm that is pending when the layer is reached; ``[columns]``.
         factor: what the sum of residual and post-norm is multiplied by; ``[1]``.
+        norm_bias: was to be added to the normed input; its product is added to the layer's bias; ``[columns]``.
 
     Raises:
         Uncovered: if the kernels have no form for the layer's weights.
@@ -76,7 +79,11 @@ def pack(
     bits = layer.bits if quantised else 8 * dtype.size
     rows, words = layer["weight"].shape[0], layer["weight"].nbytes // layer["weight"].shape[0] // 4
     names = ("weight", "scales", "biases") if quantised else ("weight",)
-    extras = [a for a in (layer.get("bias"), gain, post_gain, factor) if a is not None]
+    bias = layer.get("bias")
+    if norm_bias is not None:
+        product = layer.as_linear if "as_linear" in dir(layer) else layer
+        bias = product(norm_bias.astype(mx.float32))
+    extras = [a for a in (bias, gain, post_gain, factor) if a is not None]
     parts = [_words(layer[name]) for name in names] + [_words(a.astype(mx.float32)) for a in extras]
     buffer = mx.concatenate(parts) if len(parts) > 1 else parts[0]
     mx.eval(buffer)
@@ -94,7 +101,7 @@ def pack(
         bits,
         group_size,
         dtype,
-        "bias" in layer,
+        bias is not None,
         gain is not None,
         post_gain is not None,
         factor is not None,

@@ -32,6 +32,7 @@ def project(
     *,
     rows: int = 1,
     eps: float | None = None,
+    centred: bool = False,
     activation: str | None = None,
     gated: bool = True,
     softcap: float | None = None,
@@ -47,6 +48,7 @@ def project(
     Args:
         x: the first ``rows · w.columns`` elements behind ``x_offset`` are read, ``[rows, columns]``; dtype ``w.dtype``.
         eps: that of the norm; None: no norm.
+        centred: the norm is a LayerNorm, of x without its mean; its bias is in that of ``w``.
         activation: W holds a gate above an up projection; the result is ``activation(gate) ⊙ up``, half as wide.
         gated: False: there is no gate, and the result is ``activation(y)``.
         softcap: ``cap · tanh(y / cap)`` of the result.
@@ -61,7 +63,7 @@ def project(
         array of that and, behind it, what took the place of x.
     """
     gated = gated and activation is not None
-    v = variant or default_variant(w, rows, gated=gated, pending=pending is not None)
+    v = variant or default_variant(w, rows, gated=gated, whole=centred or pending is not None)
     out = w.rows // 2 if gated else w.rows
     half = v.rows // 2 if gated else v.rows
     if not 0 < rows <= MAX_ROWS or rows * v.rows > 32:
@@ -89,6 +91,7 @@ def project(
         "ACT": ACTIVATIONS.index(activation) if activation else 0,
         "CAP": dialect.bits_of(softcap or 0.0),
         "XOFF": x_offset,
+        "CENTRED": centred,
         "POST": pending is not None,
         "FACTOR": w.factor,
         "LIMIT": dialect.bits_of(65504.0 if w.dtype == mx.float16 else 3e38),
@@ -112,22 +115,25 @@ def project(
     )
 
 
-def default_variant(w: Packed, rows: int, *, gated: bool, pending: bool = False) -> Variant:
-    """A layout that is good for a shape, before anything was measured: few rows a simdgroup where W is small."""
+def default_variant(w: Packed, rows: int, *, gated: bool, whole: bool = False) -> Variant:
+    """A layout that is good for a shape, before anything was measured: few rows a simdgroup where W is small.
+
+    ``whole``: each threadgroup has all of a row of x at once, for a post-norm or a mean.
+    """
     row_words = w.columns * w.bits // 32
     if rows == 1:
         words = 4 if row_words >= 128 else 2
     else:  # a lane holds so many columns of each row of x in registers
         columns = 16 if rows <= 4 and w.columns >= 2048 else 8
         words = min(4, columns * w.bits // 32)
-    while pending and words < 4 and row_words > 16 * 32 * words:  # all of a row at once
+    while whole and words < 4 and row_words > 16 * 32 * words:
         words *= 2
-    split = min(32 if pending else 16, -(-row_words // words // 32))
+    split = min(32 if whole else 16, -(-row_words // words // 32))
     if rows > 1:
         tall = w.rows >= (12288 if rows == 2 else 2048) and rows <= 4
         return Variant(8 if tall else 4, 4 if rows == 2 and w.rows >= 65536 else 1, words, split, 1)
-    if split > 8 and not pending:  # two steps of half as many threads, of which more threadgroups fit on a GPU core
+    if split > 8 and not whole:  # two steps of half as many threads, of which more threadgroups fit on a GPU core
         split = -(-split // 2)
     # each threadgroup reads x and its gains, and does a pending post-norm, anew
-    batches = 8 if w.rows >= 65536 else 4 if w.rows >= 12288 else 2 if pending else 1
-    return Variant(4 if w.rows >= 3072 or pending else 2, batches, words, split, 1)
+    batches = 8 if w.rows >= 65536 else 4 if w.rows >= 12288 else 2 if whole else 1
+    return Variant(4 if w.rows >= 3072 or whole else 2, batches, words, split, 1)

@@ -18,7 +18,7 @@ from ..kernels.packed import Packed, Uncovered, pack
 from ..kernels.project import project
 from .attention import Attention
 from .mlp import ACTIVATIONS, GatedMLP, gated_halves
-from .norm import PostNorm, add_clipped, settled
+from .norm import Fusion, PostNorm, add_clipped, settled
 
 
 class Residual(NamedTuple):
@@ -65,13 +65,12 @@ class Projection:
         adds: bool = False,
         pending: Pending | None = None,
     ) -> None:
-        prepare, gain, eps = norm.fused() if norm is not None else (None, None, None)
+        fusion = norm.fused() if norm is not None else Fusion()
         self.layer, self.norm, self.adds, self.pending = layer, norm, adds, pending
         self.activation, self.gated = activation, gated
-        self.prepare: Callable[[mx.array], mx.array] | None = prepare
-        self.eps: float | None = eps
-        post = (pending.norm["weight"], pending.factor) if pending is not None and prepare is None else (None, None)
-        self.packed: Packed = pack(layer, dtype, gain, *post)
+        self.prepare, self.eps, self.centred = fusion.prepare, fusion.eps, fusion.centred
+        post = (None, None) if pending is None or self.prepare else (pending.norm["weight"], pending.factor)
+        self.packed: Packed = pack(layer, dtype, fusion.gain, *post, norm_bias=fusion.bias)
         self.weight = layer["weight"]
         self.plain_for: set[int] = set()
 
@@ -90,6 +89,7 @@ class Projection:
             self.packed,
             rows=rows,
             eps=self.eps,
+            centred=self.centred,
             activation=self.activation,
             gated=self.gated,
             softcap=softcap,
@@ -135,6 +135,7 @@ class Projection:
             self.packed,
             rows=rows,
             eps=self.eps,
+            centred=self.centred,
             activation=self.activation,
             gated=self.gated,
             softcap=softcap,
@@ -178,6 +179,7 @@ class Projection:
         for word, applies in (
             ("behind an explicit norm", self.prepare is not None),
             ("normed", self.eps is not None),
+            ("around its mean", self.centred),
             ("with gain", w.gain),
             ("with bias", w.bias),
             (f"{'gated by' if self.gated else 'through'} {self.activation}", self.activation is not None),

@@ -2,7 +2,8 @@
 
 ``LayerNorm(a) = (a - mean(a))/sqrt(var(a) + ε) ⊙ g + β``. Its bias folds into the projections' biases (§1.1), its mean
 is removed by whoever writes ``a`` (§1.2), its gain folds as RMSNorm's does; what is left is RMSNorm without weights, in
-the arms of :mod:`.norm`. The forms here are for the arm that folds nothing, and for weights that can't be folded.
+the arms of :mod:`.norm`. The forms here are for the arm that folds nothing, and for weights that can't be folded, which
+quantised ones can't: what was rounded before can't be centred.
 """
 
 from __future__ import annotations
@@ -37,7 +38,18 @@ class LayerNorm(nn.Module):
         return mx.fast.layer_norm(a, self.get("weight"), self.get("bias"), self.eps)
 
     def fused(self) -> Fusion:
-        return self.normed, None, None
+        return Fusion(prepare=self.normed)
+
+
+class DeferredLayerNorm(LayerNorm):
+    """``((a - mean(a))⊙g Wᵀ)·s + (β Wᵀ + c)``, ``s = 1/sqrt(var(a) + ε)``, where a kernel does the projection.
+
+    The mean and the gain are its input's, as it is read; the scale is deferred (§1), the bias is the product's (§1.1).
+    In plain operations the norm stays one of its own.
+    """
+
+    def fused(self) -> Fusion:
+        return Fusion(eps=self.eps, gain=self.get("weight"), bias=self.get("bias"), centred=True)
 
 
 class NoLayerNorm(LayerNorm):
@@ -47,11 +59,11 @@ class NoLayerNorm(LayerNorm):
         return a
 
     def fused(self) -> Fusion:
-        return None, None, None
+        return Fusion()
 
 
 #: The arms before anything is folded. Folding puts :data:`.norm.ARMS` in their place.
-ARMS = {"baseline": LayerNorm, "flashnorm": LayerNorm, "none": NoLayerNorm}
+ARMS = {"baseline": LayerNorm, "flashnorm": DeferredLayerNorm, "none": NoLayerNorm}
 
 
 class HeadLayerNorm(nn.Module):

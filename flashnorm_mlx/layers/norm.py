@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,17 +20,33 @@ from .linear import bias_of, products
 
 Owed = tuple[mx.array, mx.array | None]
 
-#: What of a norm remains where a kernel does the projection behind it: an operation before, and the gain that the
-#: kernel multiplies its input with and the ε of the scale that it applies, where it does so.
-Fusion = tuple[Callable[[mx.array], mx.array] | None, mx.array | None, float | None]
-
 #: A norm as an operation of its own: its gain, and ε.
 Explicit = tuple[mx.array | None, float]
+
+
+class Fusion(NamedTuple):
+    """What of a norm remains where a kernel does the projection behind it."""
+
+    #: An operation in front of the kernel.
+    prepare: Callable[[mx.array], mx.array] | None = None
+    #: That of the scale that the kernel applies; None: it applies none.
+    eps: float | None = None
+    #: What the kernel multiplies its input with.
+    gain: mx.array | None = None
+    #: Of a LayerNorm: what the kernel's input was to be added, so that its product is added to the result.
+    bias: mx.array | None = None
+    #: Whether the kernel takes the mean off its input.
+    centred: bool = False
 
 
 def settled(y: mx.array, scale: mx.array | None) -> mx.array:
     """``y·s`` in y's dtype; a float32 scale would otherwise promote the activations behind it."""
     return y if scale is None else (y * scale).astype(y.dtype)
+
+
+def biased(y: mx.array, scale: mx.array | None, bias: mx.array) -> mx.array:
+    """``y·s + bias`` in y's dtype, rounded once where the scale or the bias is in float32."""
+    return ((y if scale is None else y * scale) + bias).astype(y.dtype)
 
 
 def weightless_norm(a: mx.array, eps: float) -> mx.array:
@@ -65,7 +82,7 @@ class Norm(nn.Module):
         """The norm of ``a·owed``, projected. ``owed``: the scale of a norm in front, which was not applied to ``a``."""
         x, s = self.factors(a, owed)
         y, bias = products(layers, x), bias_of(layers)
-        return (y, s) if bias is None else (settled(y, s) + bias, None)
+        return (y, s) if bias is None else (biased(y, s, bias), None)
 
     def factors(self, a: mx.array, owed: mx.array | None = None) -> Owed:
         """``x`` and ``s``, whose product is the norm of ``a·owed``; without a gain that was folded."""
@@ -87,7 +104,7 @@ class BaselineNorm(Norm):
         """Nothing to lay out anew."""
 
     def fused(self) -> Fusion:
-        return lambda a: mx.fast.rms_norm(a, self["weight"], self.eps), None, None
+        return Fusion(prepare=lambda a: mx.fast.rms_norm(a, self["weight"], self.eps))
 
     def explicit(self) -> Explicit:
         return self["weight"], self.eps
@@ -123,7 +140,7 @@ class FlashNorm(Norm):
             self.pop("weight")
 
     def fused(self) -> Fusion:
-        return None, self.get("weight"), self.eps
+        return Fusion(eps=self.eps, gain=self.get("weight"))
 
     def explicit(self) -> Explicit:
         return self.get("weight"), self.eps
@@ -136,7 +153,7 @@ class Unnormed(Norm):
         return settled(a, owed), None
 
     def fused(self) -> Fusion:
-        return None, None, None
+        return Fusion()
 
     def explicit(self) -> None:
         return None
