@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,19 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from . import architectures
-from .architectures.base import Decoder, named_arrays
+from .architectures.base import Decoder
 from .checkpoint import Checkpoint, local, open_checkpoint, read_json
 from .errors import FlashNormError
 from .kernels.dialect import backend
 from .kernels.packed import Failed, Uncovered
 from .layers.norm import ARMS
 from .plan import MARKED
+from .reader import Progress, Reader
 
 #: What of a hub repository is needed; no code.
 DOWNLOADED = ["*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jinja"]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-
-Progress = Callable[[str, int, int], None]
 
 
 def load(
@@ -100,17 +98,23 @@ def load_model(
         model.pack()
     else:
         progress = progress or (lambda word, done, total: None)
-        _materialise(model, path, progress)
+        reader = Reader(model, path, progress)
         if kernels == "fused" or (kernels == "auto" and backend() is not None):
-            _fuse(model, kernels, progress)
+            _fuse(model, kernels, reader, progress)
+        reader.rest()
     return model
 
 
-def _fuse(model: Decoder, kernels: str, progress: Progress) -> None:
+def _fuse(model: Decoder, kernels: str, reader: Reader, progress: Progress) -> None:
     """Have the model decode by kernels, which are compiled now; ``auto`` goes without where there are none."""
+
+    def read(part: nn.Module) -> None:
+        reader.read(part)
+        if not reader.left:
+            progress("compiling kernels", 0, 1)
+
     try:
-        progress("compiling kernels", 0, 1)
-        model.fuse(measure=kernels == "auto")
+        model.fuse(measure=kernels == "auto", read=read)
         progress("compiling kernels", 1, 1)
     except Uncovered as reason:
         if kernels == "fused":
@@ -236,40 +240,6 @@ def check_tensors(checkpoint: Checkpoint, model: Decoder) -> None:
             raise FlashNormError(
                 f"{have[name].file}: tensor {name} has shape {list(got)}, config.json asks for {list(shape)}"
             )
-
-
-def _parts(module: nn.Module, block: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The model in pieces that are read one after the other, so that little more than the model is ever held.
-
-    They are its blocks, of which ``block`` is one, and what stands beside them.
-    """
-    for name, child in module.children().items():
-        if isinstance(child, list):
-            yield from ((f"{path}{name}.{i}", layer) for i, layer in enumerate(child))
-        elif any(m is block for m in child.modules()):
-            yield from _parts(child, block, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", child
-
-
-def _materialise(model: Decoder, path: Path, progress: Progress) -> None:
-    """Read, check and pack the weights, a piece at a time."""
-    pieces = list(_parts(model, model.layers[0]))
-    for i, (name, part) in enumerate(pieces):
-        arrays = [(k, a) for k, a in named_arrays(part) if mx.issubdtype(a.dtype, mx.floating)]
-        finite = [mx.all(mx.isfinite(a)) for _, a in arrays]
-        try:
-            mx.eval(part.parameters(), finite)
-        except RuntimeError as error:
-            raise FlashNormError(f"{path}: {error}") from None
-        for (k, _), good in zip(arrays, finite, strict=True):
-            if not good.item():
-                raise FlashNormError(f"{path}: tensor {name}.{k} has values that are not finite (NaN or infinite)")
-        for _, module in part.named_modules():
-            if hasattr(module, "pack"):
-                module.pack()
-        mx.eval(part.parameters())
-        progress("loading", i + 1, len(pieces))
 
 
 def load_tokenizer(path: Path) -> TokenizerWrapper:

@@ -151,7 +151,7 @@ def test_prompts_are_the_models_own(
     """In a form for many tokens, or where there is none, as they are."""
     made: list[Any] = []
     original = PromptBlock.__call__
-    monkeypatch.setattr(base, "MANY", 8)
+    monkeypatch.setattr(base, "LARGE", 1)
     monkeypatch.setattr(PromptBlock, "__call__", lambda *a: made.append(1) or original(*a))
     path, plan = checkpoint(tmp_path / "m", family, **options), [("prompt", 9), ("step", 1), ("prompt", 12)]
     got = run(fused(path, arm=arm), plan)

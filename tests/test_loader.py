@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
+import decode_runs
 import mlx.core as mx
 import mlx_lm
 import pytest
@@ -15,7 +17,9 @@ from mlx_lm.utils import load_model as stock_load_model
 from mlx_lm.utils import quantize_model
 
 import flashnorm_mlx
-from flashnorm_mlx import FlashNormError, convert
+from flashnorm_mlx import FlashNormError, convert, loader
+from flashnorm_mlx.architectures import decode
+from flashnorm_mlx.architectures.base import named_arrays
 from flashnorm_mlx.loader import load_model, stop_tokens
 
 IDS = mx.array([[5, 6, 7, 8, 300, 2]])
@@ -167,3 +171,22 @@ def test_generate_and_public_api(tmp_path: Path) -> None:
     assert text == mlx_lm.generate(stock, stock_tokenizer, "w5 w6", max_tokens=4)
     pieces = flashnorm_mlx.stream_generate(model, tokenizer, "w5 w6", max_tokens=4)
     assert "".join(p.text for p in pieces) == text
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_loading_takes_little_more_than_the_model(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What moves into a kernel's buffer is there twice meanwhile: the largest moves when there is little else."""
+    sizes = {"num_hidden_layers": 12, "vocab_size": 4096, "tie_word_embeddings": tied}
+    path = decode_runs.checkpoint(tmp_path / "m", bits=4, **sizes)
+    monkeypatch.setattr(loader, "backend", lambda: "cuda")
+    monkeypatch.setattr(decode.DecodeStep, "failure", lambda *args: "")  # nothing is compiled or run
+    seen: list[str] = []
+    gc.collect()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = load_model(path, kernels="fused", progress=lambda word, done, total: seen.append(word))
+    size = sum(a.nbytes for _, a in named_arrays(model))
+    assert mx.get_peak_memory() - before < 1.25 * size
+    assert mx.get_active_memory() - before < 1.1 * size
+    assert seen == ["loading"] * (14 + (not tied)) + ["compiling kernels"] * 2

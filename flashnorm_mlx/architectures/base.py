@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from .. import fold
 from ..cache import KVCache
 from ..checkpoint import Tensor
 from ..layers.norm import ARMS, PostNorm, settled
-from ..layers.prompt import MANY, whole
+from ..layers.prompt import LARGE, whole
 from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, Stored, make_plan
 from ..rotating import RotatingKVCache
@@ -25,7 +25,7 @@ from .config import Config
 from .decode import DecodeStep
 
 #: Blocks whose residuals take this many bytes together are under way at once: more would take too much memory.
-UNDER_WAY = 2**20
+UNDER_WAY = 3 * 2**19
 
 
 class Stack(nn.Module):
@@ -84,9 +84,8 @@ class Decoder(nn.Module):
         cache = cache or [None] * len(self.layers)
         context = self.context(h, cache)
         layers = self.layers
-        is_long = h.shape[0] * h.shape[1] >= MANY
         together = max(1, UNDER_WAY // max(1, h.nbytes))
-        if self._step is not None and is_long:
+        if self._step is not None and h.nbytes >= LARGE:
             layers = self._step.prompt_blocks
         before = h
         for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
@@ -179,17 +178,18 @@ class Decoder(nn.Module):
         windows = [layer.kind[0] for layer in self.layers]
         return [full() if window is None else rotating(window) for window in windows]
 
-    def fuse(self, *, measure: bool = False) -> None:
+    def fuse(self, *, measure: bool = False, read: Callable[[nn.Module], None] | None = None) -> None:
         """From now on decode by fused kernels. Weights move into the buffers that they read.
 
         Args:
             measure: use plain operations where they prove faster than a kernel.
+            read: called with each part of the model before its weights move, where they may be in a file still.
 
         Raises:
             Uncovered: if there is no kernel for one of the layers.
             Failed: if there is one, and it fails on this device.
         """
-        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure)
+        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)
 
     @property
     def kernels(self) -> str:

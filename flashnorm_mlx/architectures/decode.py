@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -53,20 +54,27 @@ class DecodeStep:
 
     Args:
         measure: let each projection be done in plain operations where those are faster.
+        read: see :meth:`.base.Decoder.fuse`.
 
     Raises:
         Uncovered: if a kernel doesn't cover one of the model's layers.
         Failed: if one fails on this device.
     """
 
-    def __init__(self, model: Decoder, dtype: mx.Dtype, *, measure: bool) -> None:
+    def __init__(
+        self, model: Decoder, dtype: mx.Dtype, *, measure: bool, read: Callable[[nn.Module], None] | None = None
+    ) -> None:
+        read, args, output = read or (lambda part: None), model.args, model.output
+        for part in (model.stack.norm, output, *model.tables):
+            read(part)
+        # while it moves, a layer's weights are there twice: the largest go first, when there is little else
+        self.head = Projection(output, dtype, model.stack.norm, pending=model.layers[-1].pending)
+        self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.blocks, pending = [], None
         for layer in model.layers:
+            read(layer)
             self.blocks.append(layer.fused(dtype, pending))
             pending = layer.pending
-        args, output = model.args, model.output
-        self.head = Projection(output, dtype, model.stack.norm, pending=pending)
-        self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.embedding_factor, self.softcap = args.embedding_factor, args.logit_cap
         kinds, self.reads = [], []  # of the layers that have a cache, and which of these caches each layer reads
         for block in self.blocks:

@@ -136,7 +136,7 @@ class Model(PlainDecoder):
     def rotation(self, index: int) -> rope.Rotation:
         return self._rotation
 
-    def fuse(self, *, measure: bool = False) -> None:
+    def fuse(self, *, measure: bool = False, read: Callable[[nn.Module], None] | None = None) -> None:
         raise Uncovered("multi-head latent attention")
 
     def folds(self) -> tuple[Fold, ...]:

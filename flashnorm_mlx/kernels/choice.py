@@ -19,7 +19,7 @@ import mlx.core as mx
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
 #: Launches that are timed together, as far as what they read and yield takes no more memory than this; and how often.
-LAUNCHES, MEMORY, REPEAT = 32, 2**25, 7
+LAUNCHES, MEMORY, REPEAT = 32, 2**22, 7
 
 #: Of the first form's time another takes at most this much, if it is to be preferred.
 MARGIN = 0.95

@@ -17,8 +17,11 @@ from .mlp import GatedMLP, gated_halves
 from .norm import PostNorm, Unnormed, add_clipped, weightless_norm
 from .rope import Positions
 
-#: From so many tokens on, the device takes longer than the host.
-MANY = 1024
+#: From so many bytes of residual on, the device takes longer than the host.
+LARGE = 2**22
+
+#: Rows that forms are compared on.
+ROWS = 1024
 
 #: Compiled, each length once, for calling a kernel on its own costs the host more than an operation of MLX's.
 add_norm, gate = mx.compile(prompt.add_norm), mx.compile(prompt.gate)
@@ -101,10 +104,10 @@ def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], 
     """Whether the kernel is to be used, for rows of ``dims`` numbers."""
     if not measure or not prompt.covers(dims, dtype):
         return prompt.covers(dims, dtype)
-    residual = mx.ones((MANY, dims), dtype) if forms is JOINS else None
-    x = mx.ones((MANY, dims if forms is JOINS else 2 * dims), dtype)
+    residual = mx.ones((ROWS, dims), dtype) if forms is JOINS else None
+    x = mx.ones((ROWS, dims if forms is JOINS else 2 * dims), dtype)
     kind = str(dtype).removeprefix("mlx.core.")
-    return choice.fastest(f"{name} of {dims}, {kind}, {MANY} rows", forms, x, residual) == "kernel"
+    return choice.fastest(f"{name} of {dims}, {kind}, {ROWS} rows", forms, x, residual) == "kernel"
 
 
 def _forms_of_gate(activation: str) -> dict[str, choice.Form]:

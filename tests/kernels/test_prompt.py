@@ -88,7 +88,7 @@ def test_prompts_are_the_models_own(
     """Whole models, with and without cached tokens in front of the prompt."""
     passes: list[Any] = []
     original = prompt.PromptBlock.__call__
-    monkeypatch.setattr(base, "MANY", 8)
+    monkeypatch.setattr(base, "LARGE", 1)
     monkeypatch.setattr(prompt.PromptBlock, "__call__", lambda *a: passes.append(1) or original(*a))
     path = checkpoint(tmp_path / "m", family, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
     got = run(fused(path, arm=arm), [("prompt", 9), ("step", 1), ("prompt", 12)])
@@ -100,7 +100,7 @@ def test_prompts_are_the_models_own(
 def test_control_a_sum_that_loses_what_is_due_is_seen(
     tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "MANY", 8)
+    monkeypatch.setattr(base, "LARGE", 1)
     monkeypatch.setattr(base, "whole", lambda h: h.h if isinstance(h, prompt.Sum) else h)
     path = checkpoint(tmp_path / "m")
     got = run(fused(path), [("prompt", 9)])
