@@ -30,11 +30,16 @@ class Job(NamedTuple):
     script: str
     gpu: str | None
     cpu: str | None
-    quick: str
+    quick: str | None
 
+
+SHORT = "--depth 16 --batch --prefill --tokens 16"
 
 JOBS = (
-    Job("speed", "", "--shape models/demo SmolLM2-135M --bits 0 4 --depth 16 --batch --prefill --tokens 16", "--quick"),
+    Job(
+        "speed", "--shape SmolLM2-135M Llama-3.2-1B", f"--shape models/demo SmolLM2-135M --bits 0 4 {SHORT}", "--quick"
+    ),
+    Job("speed", "--shape OpenELM-270M --depth 16 1024 --batch --prefill", None, None),  # kernels differ by layer
     Job("norm_share", "", None, "--quick"),
     Job("memory", "", None, "--quick"),
     Job("norm_then_project", "", None, "--quick"),

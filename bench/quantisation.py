@@ -5,7 +5,7 @@
 
 Writes bench/results/<device>/quantisation.json. ``fold``: W diag(g) is quantised, as by ``flashnorm convert``.
 ``keep``: W is quantised, and g multiplied into the input. That is what plain mlx-lm quantisation is, and how this
-package runs checkpoints that are quantised already; the demo is run by both at groups of 64, as a check.
+package runs checkpoints that are quantised already; the demo is run by both, as a check.
 """
 
 from __future__ import annotations
@@ -142,10 +142,9 @@ def demo(tokens: int) -> list[Row]:
                 rows.append(judged(load_model(folder, dtype="float32"), "fold", bits, group, folder))
                 folder = kept(Path(scratch) / f"keep-{bits}-{group}", bits, group)
                 rows.append(judged(load_model(folder, dtype="float32"), "keep", bits, group, folder))
-                if group == 64:
-                    stock, _ = load_stock(folder)
-                    stock.set_dtype(mx.float32)
-                    rows.append(judged(stock, "mlx-lm", bits, group, folder))
+                stock, _ = load_stock(folder)
+                stock.set_dtype(mx.float32)
+                rows.append(judged(stock, "mlx-lm", bits, group, folder))
     return rows
 
 

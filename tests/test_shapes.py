@@ -36,6 +36,8 @@ PUBLIC = {
     "StableLM-2-1.6B": 1644.5,
     "OLMo-1B": 1176.8,
     "Phi-3-mini": 3821.1,
+    "Gemma-4-E2B": 4628.6,
+    "Ministral-3-3B": 3429.0,
 }
 
 
