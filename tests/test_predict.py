@@ -36,7 +36,8 @@ def test_launches_are_stock_mlx_lms_layers(shape: str) -> None:
         linear = sum(type(module) is nn.Linear for module in leaves) + head
         assert counted["mlx-lm, no norms"] == linear + 8 * blocks + 3
         tables = 2 if config["model_type"] == "gpt2" else 1  # of tokens, and of positions
-        assert counted["flashnorm"] == counted["none"] == 5 * blocks + 2 + tables < counted["baseline"]
+        each = 7 if config.get("hidden_size_per_layer_input") else 5
+        assert counted["flashnorm"] == counted["none"] == each * blocks + 2 + tables < counted["baseline"]
 
 
 def test_a_llama_block_is_seventeen_launches() -> None:

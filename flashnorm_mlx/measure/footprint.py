@@ -26,6 +26,7 @@ from .. import architectures
 from ..architectures.base import Decoder, named_arrays
 from ..layers.layernorm import LayerNorm
 from ..layers.norm import BaselineNorm, PostNorm
+from ..layers.qkv_norm import QKVNormAttention
 
 _BLOCK_EXTRAS = 8
 _STEP_EXTRAS = 3
@@ -69,7 +70,10 @@ def _nbytes(name: str, array: mx.array, bits: int, group_size: int) -> float:
 def _launches(model: Decoder, read: dict[str, mx.array]) -> dict[str, int]:
     weights = [a for name, a in read.items() if name.endswith("weight")]
     projections = sum(a.ndim >= 2 for a in weights)
-    weightless = sum(isinstance(m, LayerNorm) and "weight" not in m for _, m in model.named_modules())
+    weightless = sum(
+        (isinstance(m, LayerNorm) and "weight" not in m) or (isinstance(m, QKVNormAttention) and not m.shares)  # of v
+        for _, m in model.named_modules()
+    )
     norms = sum(a.ndim == 1 for a in weights) + weightless
     blocks = model.args.num_hidden_layers
     stock = projections + _BLOCK_EXTRAS * blocks + _STEP_EXTRAS
