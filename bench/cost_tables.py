@@ -33,7 +33,7 @@ def memory_table(results: Results) -> str:
             stock = row["arms"].get("mlx-lm", {})
             for arm in (arm for arm in ARMS if arm in row["arms"]):
                 found = row["arms"][arm]
-                prompt = f"{row['batch']} × " * (row["batch"] > 1) + f"{row['prompt']:,}"
+                prompt = f"{row['batch']} × " * (row.get("batch", 1) > 1) + f"{row['prompt']:,}"
                 cells = [result["device"], row["shape"], _weights(row), f"{row['file'] / 1e6:,.0f}", prompt, arm]
                 lines.append([*cells, *(_megabytes(found.get(stage), stock.get(stage)) for stage in stages)])
     head = ["device", "shape", "weights", "file MB", "prompt", "arm", *(f"{stage} MB" for stage in stages)]

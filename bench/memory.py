@@ -19,6 +19,7 @@ import mlx.core as mx
 from record import save_row
 from reports import about, arguments, for_each, options, possible, quiet, settled
 
+from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.measure.arms import described, load_arm
 from flashnorm_mlx.measure.loop import Timer, Trial, decode
 from flashnorm_mlx.measure.source import prepared
@@ -34,7 +35,10 @@ def parse(given: list[str] | None = None) -> Namespace:
     add("--prompt", type=int, nargs="*", default=[128, 512, 2048], help="lengths (default 128 512 2048)")
     add("--batch", type=int, nargs="*", default=[8], help=f"prompts of {DEPTH} tokens at once (default 8)")
     add("--tokens", type=int, default=64, help="decoded behind them (default 64)")
-    return settled(parser.parse_args(given), prompt=[6], batch=[2], tokens=3, bits=[4, 0])
+    args = parser.parse_args(given)
+    if min([*args.prompt, *args.batch, args.tokens], default=1) < 1 or not args.prompt + args.batch:
+        parser.error("--prompt, --batch and --tokens: numbers of 1 or more, and a prompt or a batch")
+    return settled(args, prompt=[6], batch=[2], tokens=3, bits=[4, 0])
 
 
 def used(name: str, folder: Path, prompts: list[Trial], dtype: str, vocabulary: int) -> list[dict[str, int]]:
@@ -72,6 +76,8 @@ def main() -> None:
     def work(shape: str, bits: int) -> None:
         sizes = [(length, 1) for length in args.prompt] + [(DEPTH, batch) for batch in args.batch]
         prompts = possible(shape, [Trial("prefill", length, args.tokens, 0, batch) for length, batch in sizes])
+        if not prompts:
+            raise FlashNormError(f"{shape}: the model has no positions for any of this")
         found: dict[str, Any] = {}
         with prepared(options(shape, bits, args), prompts, quiet) as source:
             for name in args.arms:

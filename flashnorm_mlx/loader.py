@@ -101,7 +101,7 @@ def load_model(
         reader = Reader(model, path, progress)
         if kernels == "fused" or (kernels == "auto" and backend() is not None):
             _fuse(model, kernels, reader, progress)
-        reader.rest()
+        reader.read(model)
     return model
 
 
@@ -110,17 +110,18 @@ def _fuse(model: Decoder, kernels: str, reader: Reader, progress: Progress) -> N
 
     def read(part: nn.Module) -> None:
         reader.read(part)
-        if not reader.left:
+        if part is model:
             progress("compiling kernels", 0, 1)
 
     try:
         model.fuse(measure=kernels == "auto", read=read)
-        progress("compiling kernels", 1, 1)
     except Uncovered as reason:
         if kernels == "fused":
             raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None
         if isinstance(reason, Failed):
             warnings.warn(f"flashnorm: fused kernels fail, plain operations take their place: {reason}", stacklevel=3)
+    if not reader.left:
+        progress("compiling kernels", 1, 1)
 
 
 def check_options(arm: str, kernels: str) -> None:

@@ -28,22 +28,18 @@ class Reader:
         self.count = len(self.left)
 
     def read(self, part: nn.Module) -> None:
-        """Read the piece that a module is in, or is, unless that has been done.
+        """Read the pieces that a module is in, is, or consists of, as far as that has not been done.
 
         Raises:
             FlashNormError: for a file that can't be read, and for a weight that is not finite.
         """
-        for piece in self.left:
-            if any(m is part for m in piece[1].modules()):
-                self._read(*piece)
+        parts = part.modules()
+        for piece in list(self.left):
+            name, module = piece
+            if any(m is module for m in parts) or any(m is part for m in module.modules()):
+                self._read(name, module)
                 self.left.remove(piece)
                 self.progress("loading", self.count - len(self.left), self.count)
-                return
-
-    def rest(self) -> None:
-        """Read what is left."""
-        for _, piece in list(self.left):
-            self.read(piece)
 
     def _read(self, name: str, part: nn.Module) -> None:
         arrays = [(k, a) for k, a in named_arrays(part) if mx.issubdtype(a.dtype, mx.floating)]

@@ -15,6 +15,7 @@ from checkpoints import FAMILIES, edit_config, relative_error, stock_with_weight
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as stock_load_model
 from mlx_lm.utils import quantize_model
+from test_decode_gemma4 import SIZES as GEMMA_4
 
 import flashnorm_mlx
 from flashnorm_mlx import FlashNormError, convert, loader
@@ -173,20 +174,30 @@ def test_generate_and_public_api(tmp_path: Path) -> None:
     assert "".join(p.text for p in pieces) == text
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_loading_takes_little_more_than_the_model(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "options", "pieces"),
+    [
+        ("llama", {"num_hidden_layers": 12, "tie_word_embeddings": True}, 14),
+        ("llama", {"num_hidden_layers": 12, "tie_word_embeddings": False}, 15),
+        ("gpt2", {"n_layer": 12}, 15),
+        ("gemma4_text", {**GEMMA_4, "vocab_size_per_layer_input": 4096}, 10),
+    ],
+)
+def test_loading_takes_little_more_than_the_model(
+    tmp_path: Path, family: str, options: dict[str, Any], pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What moves into a kernel's buffer is there twice meanwhile: the largest moves when there is little else."""
-    sizes = {"num_hidden_layers": 12, "vocab_size": 4096, "tie_word_embeddings": tied}
-    path = decode_runs.checkpoint(tmp_path / "m", bits=4, **sizes)
+    path = decode_runs.checkpoint(tmp_path / "m", family, bits=4, vocab_size=4096, **options)
+    seen: list[Any] = []
     monkeypatch.setattr(loader, "backend", lambda: "cuda")
-    monkeypatch.setattr(decode.DecodeStep, "failure", lambda *args: "")  # nothing is compiled or run
-    seen: list[str] = []
+    monkeypatch.setattr(decode.DecodeStep, "failure", lambda *args: seen.append("step") or "")  # nothing is compiled
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    model = load_model(path, kernels="fused", progress=lambda word, done, total: seen.append(word))
+    model = load_model(path, kernels="fused", progress=lambda *step: seen.append(step))
     size = sum(a.nbytes for _, a in named_arrays(model))
     assert mx.get_peak_memory() - before < 1.25 * size
     assert mx.get_active_memory() - before < 1.1 * size
-    assert seen == ["loading"] * (14 + (not tied)) + ["compiling kernels"] * 2
+    read = [("loading", i + 1, pieces) for i in range(pieces)]  # all of it before a step is traced
+    assert seen == [*read, ("compiling kernels", 0, 1), "step", "step", ("compiling kernels", 1, 1)]

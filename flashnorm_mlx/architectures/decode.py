@@ -65,9 +65,9 @@ class DecodeStep:
         self, model: Decoder, dtype: mx.Dtype, *, measure: bool, read: Callable[[nn.Module], None] | None = None
     ) -> None:
         read, args, output = read or (lambda part: None), model.args, model.output
-        for part in (model.stack.norm, output, *model.tables):
-            read(part)
         # while it moves, a layer's weights are there twice: the largest go first, when there is little else
+        for part in (model.stack.norm, *model.tables, output, model.layers[-1]):  # the last leaves a norm to the head
+            read(part)
         self.head = Projection(output, dtype, model.stack.norm, pending=model.layers[-1].pending)
         self.tables = [self.head if table is output else Projection(table, dtype) for table in model.tables]
         self.blocks, pending = [], None
@@ -75,6 +75,7 @@ class DecodeStep:
             read(layer)
             self.blocks.append(layer.fused(dtype, pending))
             pending = layer.pending
+        read(model)  # what is in a file when a step is traced would be read in every step
         self.embedding_factor, self.softcap = args.embedding_factor, args.logit_cap
         kinds, self.reads = [], []  # of the layers that have a cache, and which of these caches each layer reads
         for block in self.blocks:

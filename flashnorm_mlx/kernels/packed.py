@@ -82,7 +82,7 @@ def pack(
     bias = layer.get("bias")
     if norm_bias is not None:
         product = layer.as_linear if "as_linear" in dir(layer) else layer
-        bias = product(norm_bias.astype(mx.float32))
+        bias = product(norm_bias.astype(mx.float32)[None]).flatten()
     extras = [a for a in (bias, gain, post_gain, factor) if a is not None]
     parts = [_words(layer[name]) for name in names] + [_words(a.astype(mx.float32)) for a in extras]
     buffer = mx.concatenate(parts) if len(parts) > 1 else parts[0]
