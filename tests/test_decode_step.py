@@ -88,7 +88,7 @@ def test_steps_are_the_models_own_and_stock_mlx_lms(
     ("family", "bits", "options"),
     [
         *[(family, 4, {}) for family in ("llama", "qwen3", "gemma2", "gemma3_text", "openelm", "olmo2", "ministral3")],
-        *[(family, None, {}) for family in ("gpt2", "stablelm", "olmo")],
+        *[(family, bits, {}) for family in ("gpt2", "stablelm", "olmo") for bits in (None, 4)],
         ("stablelm", None, {"use_parallel_residual": True, "qk_layernorm": True}),
     ],
 )
@@ -124,6 +124,16 @@ def test_five_launches_a_layer(
         if block.gains is not None:
             mx.export_to_dot(str(tmp_path / "gains.dot"), block.gains)
             assert "Concatenate" not in (tmp_path / "gains.dot").read_text()
+
+
+def test_trying_a_step_takes_one_layers_room(tmp_path: Path, device: str) -> None:
+    """Its caches have one buffer for all layers, and nothing is written to it."""
+    model = fused(checkpoint(tmp_path / "m", num_hidden_layers=3))
+    step = model._step
+    caches = step.blank(2, KVCache.step)
+    assert len({id(c.buffer) for c in caches}) == 1 < len(caches)
+    mx.eval(step(mx.ones((2, 1), mx.int32), caches))
+    assert not mx.any(caches[0].buffer).item()
 
 
 def test_a_batch(tmp_path: Path, device: str, passes: list) -> None:

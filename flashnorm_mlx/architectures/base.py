@@ -25,7 +25,7 @@ from .config import Config
 from .decode import DecodeStep
 
 #: Blocks whose residuals take this many bytes together are under way at once: more would take too much memory.
-UNDER_WAY = 3 * 2**19
+UNDER_WAY = 1_200_000
 
 
 class Stack(nn.Module):

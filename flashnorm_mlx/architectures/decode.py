@@ -194,12 +194,14 @@ class DecodeStep:
         return self.tried[key]
 
     def blank(self, batch: int, capacity: int) -> list[Cache]:
-        """Caches without content."""
+        """Caches without content, and so with one buffer for all of a shape; nothing is written to it."""
         caches: list[Cache] = []
+        buffers: dict[tuple[int, ...], mx.array] = {}
         for heads in (block.heads for block in self.cached):
             c = KVCache() if heads.window is None else RotatingKVCache(heads.window)
             room = capacity if isinstance(c, KVCache) else min(capacity, c.most)
-            c.hold(mx.zeros((2, batch, heads.kv_heads, room, heads.head_dim), self.dtype))
+            shape = 2, batch, heads.kv_heads, room, heads.head_dim
+            c.hold(buffers.setdefault(shape, mx.zeros(shape, self.dtype)))
             caches.append(c)
         return caches
 
