@@ -12,6 +12,9 @@ Row = dict[str, Any]
 #: A report's rows that a table shows.
 Choice = Callable[[Report], list[Row]]
 
+#: Tokens that a step's speed does not depend on.
+FEW = 16
+
 ARMS = ("mlx-lm", "baseline", "flashnorm", "none")
 
 
@@ -24,7 +27,7 @@ def speed_table(reports: list[Report], chosen: Choice, *columns: str) -> str:
     ratios = ("flashnorm ÷ mlx-lm", "flashnorm ÷ none")
     head = ["device", "shape", "weights", *columns, *ARMS, *ratios, "launches", "runs", "date"]
     lines = []
-    for report in sorted(reports, key=_order):
+    for report in reports:
         machine = report["machine"]
         for row in chosen(report):
             arms = row["arms"]
@@ -34,8 +37,8 @@ def speed_table(reports: list[Report], chosen: Choice, *columns: str) -> str:
             cells += [speed(arms.get(arm, {})) for arm in ARMS]
             cells += [between(flashnorm.get(key)) or "–" for key in ("over_mlx_lm", "over_none")]
             cells += [launches(arms), str(row["repetitions"]), machine["date"][:10]]
-            lines.append(cells)
-    return table(head, lines)
+            lines.append((_order(report), [row[name] for name in columns], cells))
+    return table(head, [cells for *_, cells in sorted(lines)])
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
@@ -77,14 +80,15 @@ def launches(arms: dict[str, Any]) -> str:
 
 
 def first_depth(report: Report) -> list[Row]:
-    """Decode at batch 1, behind the fewest tokens."""
-    return sorted(_decode(report), key=lambda row: row["depth"])[:1]
+    """Decode at batch 1, behind the fewest tokens, if those are few."""
+    rows = sorted(_decode(report), key=lambda row: row["depth"])
+    return [row for row in rows[:1] if row["depth"] <= FEW]
 
 
 def all_depths(report: Report) -> list[Row]:
-    """The same behind several numbers of tokens, where there are several."""
+    """The same behind several numbers of tokens, where there are several, or many."""
     rows = sorted(_decode(report), key=lambda row: row["depth"])
-    return rows if len(rows) > 1 else []
+    return rows if len(rows) > 1 or not first_depth(report) else []
 
 
 def batches(report: Report) -> list[Row]:
