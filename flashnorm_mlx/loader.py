@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import warnings
 from pathlib import Path
@@ -195,6 +196,8 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
     """The model with lazy weights in place: mlx-lm's loader knows every quantisation format, so it does the work."""
     from mlx_lm.utils import load_model as load_with_mlx_lm
 
+    if glob.escape(str(checkpoint.path)) != str(checkpoint.path):
+        raise FlashNormError(f"{checkpoint.path}: mlx-lm can't load from a path with *, ? or [ in it; rename the folder")
     blank = configured(checkpoint, options)
     check_tensors(checkpoint, blank)
 
