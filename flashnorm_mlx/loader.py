@@ -197,7 +197,7 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
     from mlx_lm.utils import load_model as load_with_mlx_lm
 
     if glob.escape(str(checkpoint.path)) != str(checkpoint.path):
-        raise FlashNormError(f"{checkpoint.path}: mlx-lm can't load from a path with *, ? or [ in it; rename the folder")
+        raise FlashNormError(f"{checkpoint.path}: mlx-lm can't load from a path with *, ? or [ in it; rename it")
     blank = configured(checkpoint, options)
     check_tensors(checkpoint, blank)
 

@@ -221,7 +221,7 @@ def test_paths_and_options(tmp_path: Path) -> None:
     file.write_text("x")
     with pytest.raises(FlashNormError, match="not a folder"):
         flashnorm_mlx.load(file)
-    with pytest.raises(FlashNormError, match="rename the folder"):
+    with pytest.raises(FlashNormError, match="rename it"):
         load_model(write_checkpoint(tmp_path / "m [v1]"))
     path = write_checkpoint(tmp_path / "m")
     for options, message in (
