@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import mlx_lm
 import pytest
 from checkpoints import FAMILIES, edit_config, relative_error, stock_with_weights, tiny_config, tying, write_checkpoint
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model as stock_load_model
 from mlx_lm.utils import quantize_model
 from test_decode_gemma4 import SIZES as GEMMA_4
@@ -201,3 +203,14 @@ def test_loading_takes_little_more_than_the_model(
     assert mx.get_active_memory() - before < 1.1 * size
     read = [("loading", i + 1, pieces) for i in range(pieces)]  # all of it before a step is traced
     assert seen == [*read, ("compiling kernels", 0, 1), "step", "step", ("compiling kernels", 1, 1)]
+
+
+def test_adapters_that_folding_would_make_wrong_are_refused(tmp_path: Path) -> None:
+    """Those on o_proj and down_proj, which no norm is in front of, run."""
+    options = {"rank": 4, "scale": 1.0, "dropout": 0.0}
+    refused = pytest.raises(FlashNormError, match=r"LoRALinear behind a norm .*mlx_lm\.fuse")
+    for keys, found in ((["self_attn.o_proj", "mlp.down_proj"], nullcontext()), (None, refused)):
+        model = load_model(write_checkpoint(tmp_path / str(keys is None)))
+        linear_to_lora_layers(model, 2, options | ({"keys": keys} if keys else {}))
+        with found:
+            mx.eval(model(IDS))

@@ -8,13 +8,23 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import FlashNormError
+
 
 def product(layer: nn.Module, x: mx.array) -> mx.array:
     """``x Wᵀ``: a layer's matrix product, without its bias.
 
     A deferred scale belongs between the product and the bias, so the two can't stay one call. ``layer`` is a linear
     layer or an embedding table (a tied head), full-precision or quantised. Shapes: ``[..., in] -> [..., out]``.
+
+    Raises:
+        FlashNormError: for a layer that has no weights of its own, as an adapter (LoRA) around a projection has none.
     """
+    if "weight" not in layer:
+        raise FlashNormError(
+            f"{type(layer).__name__} behind a norm is not supported: its gain is folded into the layer that it stands "
+            "around; fuse adapters into the weights first (mlx_lm.fuse)"
+        )
     if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
         return mx.quantized_matmul(
             x,
