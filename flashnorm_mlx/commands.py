@@ -131,7 +131,8 @@ def serve(args: Namespace) -> int:
 
     model, tokenizer = _load(args)
     _err.print(f"http://{args.host}:{args.port}/v1/chat/completions (Ctrl-C ends)", style="dim", soft_wrap=True)
-    return run(model, tokenizer, host=args.host, port=args.port)
+    name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
+    return run(model, tokenizer, name=name, host=args.host, port=args.port)
 
 
 def timing(args: Namespace) -> int:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 import os
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 from .errors import FlashNormError
 
 
-def serve(model: Any, tokenizer: Any, *, host: str, port: int) -> int:
-    """Serve one loaded model until interrupted (OpenAI's chat completions, batching and prompt caches by mlx-lm)."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+def serve(model: Any, tokenizer: Any, *, name: str, host: str, port: int) -> int:
+    """Serve one loaded model until interrupted (OpenAI's chat completions, batching and prompt caches by mlx-lm).
+
+    Args:
+        name: the model's for clients, the only one in /v1/models.
+    """
     from mlx_lm import server
 
-    with contextlib.suppress(OSError):  # the server lists this folder for /v1/models, and fails where there is none
-        Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,15 +30,18 @@ def serve(model: Any, tokenizer: Any, *, host: str, port: int) -> int:
     def load_ours(path: str, *, return_config: bool = False, **options: Any) -> tuple:
         return (model, tokenizer, {}) if return_config else (model, tokenizer)
 
-    _mend(server)
+    _mend(server, name)
     server.load = load_ours  # what the server's model provider calls for any model that a request names
-    sys.argv = ["flashnorm serve", "--model", "flashnorm", "--host", host, "--port", str(port)]
+    sys.argv = ["flashnorm serve", "--model", name, "--host", host, "--port", str(port)]
     server.main()
     return 0
 
 
-def _mend(server: Any) -> None:
-    """What a request of wrong types would end is the thread that all others wait for: refuse it, as others are."""
+def _mend(server: Any, name: str) -> None:
+    """What a request of wrong types would end is the thread that all others wait for: refuse it, as others are.
+
+    And the server would list all models in the hub's cache, though it answers by one.
+    """
     handler, generator = server.APIHandler, server.ResponseGenerator
     validate, generate = handler.validate_model_parameters, generator._run_generate
 
@@ -56,6 +59,14 @@ def _mend(server: Any) -> None:
             logging.error("flashnorm: generation failed, so the server ends")
             os._exit(1)
 
+    def models(self: Any) -> None:
+        self._set_completion_headers(200)
+        self.end_headers()
+        listed = [{"id": name, "object": "model", "created": self.created}]
+        self.wfile.write(json.dumps({"object": "list", "data": listed}).encode())
+        self.wfile.flush()
+
+    handler.handle_models_request = models
     handler.validate_model_parameters, generator._run_generate = checked, generate_or_end
 
 

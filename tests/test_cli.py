@@ -138,7 +138,7 @@ def test_a_server_that_can_not_answer_any_more_ends(monkeypatch: pytest.MonkeyPa
 
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    serve._mend(SimpleNamespace(APIHandler=Handler, ResponseGenerator=Generator))
+    serve._mend(SimpleNamespace(APIHandler=Handler, ResponseGenerator=Generator), "m")
     for failed in (False, True):
         Generator(failed)._run_generate()
     assert codes == [1]
@@ -188,6 +188,12 @@ def test_server_answers_with_our_model(model: Path, tmp_path: Path) -> None:
             answer = json.loads(response.read())
             assert response.status == (400 if wrong else 200) and says in answer.get("error", "")
         assert answer["choices"][0]["message"]["content"] == text
+        connection.request("GET", "/v1/models")
+        listed = json.loads(connection.getresponse().read())["data"]
+        assert [found["id"] for found in listed] == [model.name]
+        named = body | {"model": model.name}
+        connection.request("POST", "/v1/chat/completions", json.dumps(named), {"Content-Type": "text/json"})
+        assert json.loads(connection.getresponse().read())["choices"][0]["message"]["content"] == text
     finally:
         process.terminate()
         process.wait(timeout=20)
