@@ -33,6 +33,7 @@ class Job(NamedTuple):
     quick: str | None
 
 
+#: What is decoded on a CPU, where nothing else is said of speed.
 SHORT = "--depth 16 --batch --prefill --tokens 16"
 
 JOBS = (

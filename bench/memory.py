@@ -17,15 +17,12 @@ from typing import Any
 
 import mlx.core as mx
 from record import save_row
-from reports import about, arguments, for_each, options, possible, quiet, settled
+from reports import DEPTH, about, arguments, for_each, options, possible, quiet, settled
 
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.measure.arms import described, load_arm
 from flashnorm_mlx.measure.loop import Timer, Trial, decode
 from flashnorm_mlx.measure.source import prepared
-
-#: Tokens in front of a batch's.
-DEPTH = 16
 
 
 def parse(given: list[str] | None = None) -> Namespace:

@@ -37,6 +37,9 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_context_length", "ma
 
 GROUP_SIZE = 64
 
+#: Tokens in front of each row of a batch.
+DEPTH = 16
+
 
 def arguments(about: str | None, *, shapes: list[str], bits: list[int], arms: list[str] | None = None) -> Any:
     """A parser with what all have in common, and these defaults."""

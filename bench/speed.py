@@ -13,15 +13,12 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from reports import about, arguments, for_each, measured, possible, settled
+from reports import DEPTH, about, arguments, for_each, measured, possible, settled
 from rich.console import Console
 
 from flashnorm_mlx.measure.files import as_json, write
 from flashnorm_mlx.measure.loop import Trial
 from flashnorm_mlx.measure.report import show
-
-#: Tokens in front of a batch's.
-DEPTH = 16
 
 
 def parse(given: list[str] | None = None) -> Namespace:

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 #: A report's rows that a table shows.
 Choice = Callable[[Report], list[Row]]
 
-#: Tokens that a step's speed does not depend on.
+#: Behind no more tokens than these, attention is a small part of a step.
 FEW = 16
 
 ARMS = ("mlx-lm", "baseline", "flashnorm", "none")

@@ -81,7 +81,7 @@ def pack(
     names = ("weight", "scales", "biases") if quantised else ("weight",)
     bias = layer.get("bias")
     if norm_bias is not None:
-        product = layer.as_linear if "as_linear" in dir(layer) else layer
+        product = layer.as_linear if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding) else layer
         bias = product(norm_bias.astype(mx.float32)[None]).flatten()
     extras = [a for a in (bias, gain, post_gain, factor) if a is not None]
     parts = [_words(layer[name]) for name in names] + [_words(a.astype(mx.float32)) for a in extras]
