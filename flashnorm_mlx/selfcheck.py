@@ -75,15 +75,18 @@ def relative_error(got: mx.array, want: mx.array) -> float:
 
 def layerwise_logits(model: Decoder, ids: mx.array) -> mx.array:
     """``model(ids)`` with one block's weights in memory at a time; a lazy model is used up by it."""
-    h, *more = model.opened(ids, None)
     blocks = list(model.layers)
-    context = model.context(h, [None] * len(blocks))
-    mx.eval(h, more, context)
+    caches = [None] * len(blocks)
+    h = model.opened(ids, None, caches)
+    inputs, context = model.layer_inputs(ids, h), model.context(h, caches)
+    mx.eval(h, inputs, context)
     model.layers.clear()
     if not model.args.tie_word_embeddings:
         model.stack.pop(model.EMBEDDING, None)
-    for i in range(len(blocks)):
-        h = model.step(i, blocks.pop(0), h, context, None, *more)
+    for own in inputs:
+        block = blocks.pop(0)
+        h = block(h, *context[block.kind], None, *own)
+        del block
         mx.eval(h)
         mx.clear_cache()
     logits = model.head(h)

@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from test_models import SCALED
 
-from flashnorm_mlx.architectures import base, decode
+from flashnorm_mlx.architectures import decode
 from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels.attend import Heads
@@ -150,9 +150,8 @@ def test_prompts_are_the_models_own(
 ) -> None:
     """In a form for many tokens, or where there is none, as they are."""
     made: list[Any] = []
-    original = PromptBlock.__call__
-    monkeypatch.setattr(base, "LARGE", 1)
-    monkeypatch.setattr(PromptBlock, "__call__", lambda *a: made.append(1) or original(*a))
+    original = PromptBlock.behind
+    monkeypatch.setattr(PromptBlock, "behind", lambda *a: made.append(1) or original(*a))
     path, plan = checkpoint(tmp_path / "m", family, **options), [("prompt", 9), ("step", 1), ("prompt", 12)]
     got = run(fused(path, arm=arm), plan)
     assert len(made) == 2 * blocks

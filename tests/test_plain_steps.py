@@ -57,7 +57,7 @@ def test_logits_are_stock_mlx_lms(name: str, kernel: bool, monkeypatch: pytest.M
     for arm in ("baseline", "flashnorm"):
         model = our_model(config, weights, arm)
         assert relative_error(token_by_token(model, ids), want) <= TOLERANCE
-        assert model._pieces is not None
+        assert model._compiled is not None
 
 
 @pytest.mark.parametrize("name", ["gemma4, experts", "v2, lite", "v3"])
@@ -104,7 +104,7 @@ def test_a_step_has_fewer_operations_than_stock_mlx_lms(name: str, monkeypatch: 
     for model, cache in zip((stock, for_ours), caches, strict=True):
         for _ in range(8):  # until windows are full
             mx.eval(model(mx.array([[3]]), cache), [c.state for c in cache])
-    for_ours._pieces = None
+    for_ours._compiled = None
     for function in ("rms_norm", "rope", "scaled_dot_product_attention"):
         monkeypatch.setattr(mx.fast, function, globals()[f"_{function}"])
     monkeypatch.setattr(mx, "dequantize", _dequantize)

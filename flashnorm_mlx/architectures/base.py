@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,15 +16,14 @@ from .. import fold
 from ..cache import KVCache
 from ..checkpoint import Tensor
 from ..layers.norm import ARMS, PostNorm, settled
-from ..layers.prompt import LARGE, whole
+from ..layers.prompt import whole
 from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, Stored, make_plan
 from ..rotating import RotatingKVCache
+from .compiled import CompiledBlocks
 from .config import Config
 from .decode import DecodeStep
-
-#: Blocks whose residuals take this many bytes together are under way at once: more would take too much memory.
-UNDER_WAY = 1_200_000
+from .under_way import UnderWay
 
 
 class Stack(nn.Module):
@@ -60,6 +58,7 @@ class Decoder(nn.Module):
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
         self._step: DecodeStep | None = None
+        self._compiled: CompiledBlocks | None = None
 
     def norm(self) -> nn.Module:
         """A foldable norm over the hidden size, in the arm that was asked for."""
@@ -80,34 +79,41 @@ class Decoder(nn.Module):
     ) -> mx.array:
         if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
             return logits
-        (h,) = self.opened(inputs, input_embeddings)
-        cache = cache or [None] * len(self.layers)
-        context = self.context(h, cache)
-        layers = self.layers
-        together = max(1, UNDER_WAY // max(1, h.nbytes))
-        if self._step is not None and h.nbytes >= LARGE:
-            layers = self._step.prompt_blocks
-        before = h
-        for i, (layer, c) in enumerate(zip(layers, cache, strict=True)):
-            h = self.step(i, layer, h, context, c)
-            if c is not None and (i + 1) % together == 0:
-                with suppress(ValueError):  # within mx.compile, mx.grad or mx.vmap nothing can be computed yet
-                    mx.async_eval(h)  # the device is at work while the host goes on to the next blocks,
-                    mx.eval(before)  # no further, for all that is under way is held in memory
-                before = h
+        caches = self.caches(cache)
+        h = self.opened(inputs, input_embeddings, caches)
+        context, layer_inputs = self.context(h, caches), self.layer_inputs(inputs, h)
+        blocks = self.blocks(h.shape) if cache else self.layers
+        under_way = UnderWay(h, caches) if cache and h.shape[1] > 1 else None
+        for block, c, own in zip(blocks, caches, layer_inputs, strict=True):
+            h = block(h, *context[block.kind], c, *own)
+            if under_way is not None:
+                under_way.add(h)
         return self.head(whole(h))
+
+    def blocks(self, shape: tuple[int, ...]) -> Sequence[Any]:
+        """The layers as a pass with a cache has them, over a residual of this shape: on a GPU, compiled."""
+        if self._step is None and mx.default_device() != mx.gpu:
+            return self.layers
+        if self._compiled is None or (shape[1] > 1 and self._compiled.is_stale()):
+            blocks = self.layers if self._step is None else self._step.prompt_blocks
+            self._compiled = CompiledBlocks(blocks, self.positions)
+        return self._compiled.of(shape)
 
     def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
         """The logits, by the decode step's kernels; None for what they are not for."""
         if self._step is not None and ids.size > 1 and self._step.is_stale():
-            self._step = None
+            self._step = self._compiled = None
         if self._step is None or not cache or not self._step.takes(ids, cache):
             return None
         return self._step(ids, cache)
 
-    def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
-        """The residual in front of the first block, and what all blocks are given besides."""
-        return (self.embed(ids) if embeddings is None else self.scaled(embeddings),)  # type: ignore[arg-type]
+    def caches(self, cache: list | None) -> list:
+        """An entry for each layer."""
+        return cache or [None] * len(self.layers)
+
+    def opened(self, ids: mx.array, embeddings: mx.array | None, caches: list) -> mx.array:
+        """The residual in front of the first block."""
+        return self.embed(ids) if embeddings is None else self.scaled(embeddings)
 
     def embed(self, ids: mx.array) -> mx.array:
         """``[B, L] -> [B, L, hidden]``, in the compute dtype: a table in an fp4 or fp8 format yields bfloat16."""
@@ -128,15 +134,15 @@ class Decoder(nn.Module):
                 offset = 0 if c is None else c.offset
                 if isinstance(offset, mx.array):  # a batched cache may add to its own in place
                     offset = mx.array(offset)
-                positions = Positions(rotation, offset, h.shape[1])
+                positions = self.positions(rotation, offset, h.shape[1])
                 as_array = layer.needs_mask_array
                 shared[kind] = positions, create_attention_mask(h, c, window_size=window, return_array=as_array)
         return shared
 
-    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any, *more: mx.array) -> Any:
-        """One block of a pass."""
-        positions, mask = context[layer.kind]
-        return layer(h, positions, mask, cache, *more)
+    @property
+    def positions(self) -> Callable[..., Positions]:
+        """Makes what blocks are told of the positions, of a rotation, an offset and a length."""
+        return Positions
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
@@ -158,9 +164,9 @@ class Decoder(nn.Module):
         """Whose rows are added up in front of the blocks: the tokens' and, if there is another, the positions'."""
         return (self.embedding,)
 
-    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
-        """What each layer has as its own input, ``[1, rows, dims]``, with the embeddings ``h [rows, hidden]``."""
-        return None
+    def layer_inputs(self, ids: mx.array | None, h: mx.array) -> list[tuple[mx.array, ...]]:
+        """What each layer has as its own input, ``[batch, length, dims]``; ``h``: the embeddings."""
+        return [()] * len(self.layers)
 
     @property
     def output(self) -> nn.Module:
@@ -189,6 +195,7 @@ class Decoder(nn.Module):
             Uncovered: if there is no kernel for one of the layers.
             Failed: if there is one, and it fails on this device.
         """
+        self._compiled = None
         self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)
 
     @property

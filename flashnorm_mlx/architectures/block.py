@@ -77,12 +77,13 @@ class Block(nn.Module):
                 self[name] = post_norm()
 
     def __call__(self, h: mx.array, positions: Positions, mask: Any = None, cache: Any = None) -> mx.array:
-        return self.behind(h, self.attend(self.before(h, positions), mask, cache))
+        h, qkv = self.before(h, positions)
+        return self.behind(h, self.attend(qkv, mask, cache))
 
-    def before(self, h: mx.array, positions: Positions) -> tuple[mx.array, ...]:
-        """Up to the attention: queries, and new keys and values."""
+    def before(self, h: mx.array, positions: Positions) -> tuple[mx.array, tuple[mx.array, ...]]:
+        """Up to the attention: the residual, and queries with new keys and values."""
         parts = self.parts
-        return parts.attention.qkv(parts.attention_norm, h, positions)
+        return h, parts.attention.qkv(parts.attention_norm, h, positions)
 
     def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
         return self[self._names.attention].attend(qkv, mask, cache)

@@ -248,7 +248,7 @@ class DecodeStep:
         x = embed(ids, first.packed, factor=self.embedding_factor)
         for rows, table in zip(others, rest, strict=True):
             x = embed(rows, table.packed, residual=x)
-        h, tails = Residual(x, inputs=model.layer_inputs(ids, x)), list(tails)
+        h, tails = Residual(x, inputs=model.layer_inputs(ids, x.reshape(batch, length, -1))), list(tails)
         for block, i in zip(self.blocks, self.reads, strict=True):
             h, tails[i] = block(h, kvs[i], tails[i], steps[self.group_of[i]], batch=batch, length=length)
         logits, _ = self.head.normed(h, batch * length, self.softcap)

@@ -18,9 +18,8 @@ from ..layers.norm import ARMS
 from ..plan import Fold, Plan, make_plan
 from . import config as base
 from . import latent_config, llama
-from .base import named_arrays
+from .base import Decoder, named_arrays
 from .block import Block
-from .plain import PlainDecoder
 
 #: ε of the latents' norms, whatever rms_norm_eps is.
 LATENT_EPS = 1e-6
@@ -90,7 +89,7 @@ class Config(latent_config.Config):
         return super().groups if self.topk_method == "group_limited_greedy" else (1, 1)
 
 
-class Model(PlainDecoder):
+class Model(Decoder):
     args: latent_config.Config
 
     def block(self, index: int) -> Block:

@@ -40,14 +40,12 @@ class Block(block.Block):
     def __init__(
         self,
         args: Config,
-        index: int,
         attention: QKVNormAttention,
         mlp: GatedMLP,
         norm: Norm,
         post_norm: Callable[[], PostNorm],
     ) -> None:
         super().__init__(attention, mlp, norm, gemma2.NAMES, post_norm)  # type: ignore[arg-type]
-        self.index = index
         self.layer_scalar = mx.ones((1,))
         if args.enable_moe_block:
             assert args.num_experts and args.top_k_experts and args.moe_intermediate_size
@@ -69,7 +67,8 @@ class Block(block.Block):
         cache: Any = None,
         per_layer: mx.array | None = None,
     ) -> mx.array:
-        return self.behind(h, self.attend(self.before(h, positions), mask, cache), per_layer)
+        h, qkv = self.before(h, positions)
+        return self.behind(h, self.attend(qkv, mask, cache), per_layer)
 
     def attend(self, qkv: tuple[mx.array, ...], mask: Any, cache: Any) -> mx.array:
         """``mask``: a :class:`Seen`."""
@@ -80,11 +79,11 @@ class Block(block.Block):
         return attention.attend(q, mask.kv, mask.mask)
 
     def behind(self, h: mx.array, a: mx.array, per_layer: mx.array | None = None) -> mx.array:
-        """``per_layer [batch, length, layers, hidden_size_per_layer_input]``: what each layer has besides."""
+        """``per_layer [batch, length, hidden_size_per_layer_input]``: what the layer has besides."""
         h = add(h, self.self_attn.o_proj(a), self.post_attention_layernorm)
         h = add(h, self.feed_forward(h), self.post_feedforward_layernorm)
         if per_layer is not None:
-            h = add(h, self.layer_input(h, per_layer[..., self.index, :]), self.post_per_layer_input_norm)
+            h = add(h, self.layer_input(h, per_layer), self.post_per_layer_input_norm)
         return h * self.layer_scalar
 
     def feed_forward(self, h: mx.array) -> mx.array:
@@ -103,6 +102,9 @@ class Block(block.Block):
         if "experts" in self:
             raise Uncovered("routed experts")
         return FusedInputBlock(self, dtype=dtype, pending=pending) if self.has_input else super().fused(dtype, pending)
+
+    def prompt(self, dtype: mx.Dtype, *, measure: bool) -> nn.Module:
+        return self
 
     @property
     def pending(self) -> Pending:

@@ -14,7 +14,6 @@ class FusedInputBlock(FusedBlock):
 
     def __init__(self, layer: Any, *, dtype: mx.Dtype, pending: Pending | None) -> None:
         super().__init__(*layer.parts, dtype=dtype, pending=pending)
-        self.index = layer.index
         self.gate = Projection(
             layer.per_layer_input_gate,
             dtype,
@@ -31,6 +30,6 @@ class FusedInputBlock(FusedBlock):
     ) -> tuple[Residual, mx.array]:
         h, tail = super().__call__(h, kv, tail, step, batch=batch, length=length)
         rows = batch * length
-        assert h.inputs is not None
-        p, h = self.gate.normed(h, rows, times=h.inputs[self.index])
+        (own,), *others = h.inputs
+        p, h = self.gate.normed(h._replace(inputs=others), rows, times=own)
         return self.projection.added(p, h, rows), tail

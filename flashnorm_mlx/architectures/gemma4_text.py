@@ -16,9 +16,9 @@ from ..layers.norm import PostNorm
 from ..layers.qkv_norm import QKVNormAttention
 from ..plan import Fold, Plan, Stored, make_plan
 from . import gemma2, llama
+from .base import Decoder
 from .gemma4_block import Block, Seen
 from .gemma4_config import GLOBAL, LOCAL, Config
-from .plain import PlainDecoder
 
 __all__ = ["TINY", "Config", "Model"]
 
@@ -52,7 +52,7 @@ TINY: dict[str, Any] = {
 }
 
 
-class Model(PlainDecoder):
+class Model(Decoder):
     args: Config
 
     def __init__(self, args: Config) -> None:
@@ -77,12 +77,7 @@ class Model(PlainDecoder):
             k_eq_v=args.has_k_eq_v(index),
         )
         mlp = GatedMLP(args.hidden_size, args.width_of(index), activation=args.activation)
-        return Block(args, index, attention, mlp, self.norm, self.post_norm)
-
-    def opened(self, ids: mx.array | None, embeddings: mx.array | None) -> tuple[mx.array, ...]:
-        """The residual and, where layers have inputs of their own, those."""
-        (h,) = super().opened(ids, embeddings)
-        return (h, self.per_layer(ids, h)) if self.args.hidden_size_per_layer_input else (h,)
+        return Block(args, attention, mlp, self.norm, self.post_norm)
 
     def per_layer(self, ids: mx.array | None, h: mx.array) -> mx.array:
         """Every layer's own input, ``(norm(h Wᵀ/√n) + √p · table[ids]) / √2``: ``[batch, length, layers, p]``."""
@@ -94,12 +89,11 @@ class Model(PlainDecoder):
         projected, looked_up = (mx.unflatten(y, -1, (-1, dims)) for y in (projected, looked_up))
         return (self.stack.per_layer_projection_norm(projected) + looked_up) * 2**-0.5
 
-    def layer_inputs(self, ids: mx.array, h: mx.array) -> list[mx.array] | None:
+    def layer_inputs(self, ids: mx.array | None, h: mx.array) -> list[tuple[mx.array, ...]]:
         if not self.args.hidden_size_per_layer_input:
-            return None
-        x = self.per_layer(ids, h.reshape(*ids.shape, -1))
-        x = mx.contiguous(x.flatten(0, 1).swapaxes(0, 1))  # so that a layer's rows lie together
-        return [*mx.split(x, len(x))]
+            return super().layer_inputs(ids, h)
+        x = mx.contiguous(mx.moveaxis(self.per_layer(ids, h), 2, 0))  # so that a layer's rows lie together
+        return [(own.squeeze(0),) for own in mx.split(x, len(x))]
 
     def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
         return super().stepped(ids, cache and cache[: self.args.first_shared])

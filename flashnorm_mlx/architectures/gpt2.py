@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.base import create_attention_mask
 
 from ..errors import FlashNormError
 from ..layers import attention
@@ -195,13 +194,14 @@ class Model(layernorm.LayerNormDecoder):
     def tables(self) -> tuple[nn.Module, ...]:
         return self.model.wte, self.model.wpe
 
-    def context(self, h: mx.array, cache: list) -> Any:
-        """The new positions' embeddings, and the attention mask.
+    def opened(self, ids: mx.array, embeddings: mx.array | None, caches: list) -> mx.array:
+        """Embeddings of the tokens and of their positions.
 
         Raises:
             FlashNormError: past the last position that was learned.
         """
-        offset, length = 0 if cache[0] is None else cache[0].offset, h.shape[1]
+        h = super().opened(ids, embeddings, caches)
+        offset, length = 0 if caches[0] is None else caches[0].offset, h.shape[1]
         last = int(mx.max(offset)) if isinstance(offset, mx.array) else offset
         learned = self.args.max_position_embeddings
         if (end := last + length) > learned:
@@ -209,11 +209,7 @@ class Model(layernorm.LayerNormDecoder):
                 f"the context is {end} tokens long, and the model has {learned} positions (n_positions)"
             )
         positions = mx.array(offset)[..., None] + mx.arange(length)  # of each row, where the cache is batched
-        return self.model.wpe(positions).astype(h.dtype), create_attention_mask(h, cache[0])
-
-    def step(self, index: int, layer: nn.Module, h: Any, context: Any, cache: Any, *more: mx.array) -> Any:
-        positions, mask = context
-        return layer(h + positions if index == 0 else h, None, mask, cache)
+        return h + self.model.wpe(positions).astype(h.dtype)
 
     def stored(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
         """mlx-lm's layout, or Hugging Face's: without ``model.``, or with ``transformer.``, and with ``[in, out]``

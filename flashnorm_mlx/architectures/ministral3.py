@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import mlx.core as mx
@@ -104,6 +104,15 @@ class ScaledPositions(rope.Positions):
         c, s = self.tables
         return c * scale, s * scale
 
+    @cached_property
+    def arrays(self) -> list[mx.array]:
+        return [*super().arrays, *self.query_tables]
+
+    def with_arrays(self, arrays: list[mx.array]) -> rope.Positions:
+        made = super().with_arrays(arrays)
+        vars(made)["query_tables"] = tuple(arrays[3:])
+        return made
+
 
 class Attention(attention.Attention):
     """Grouped-query attention; the scale of the queries is in their RoPE tables, as is what the norm owes (§3)."""
@@ -134,10 +143,7 @@ class Model(Decoder):
         parts = attention_and_mlp(self.args, self.rotation(index), window=self.args.window(index), **options)
         return Block(*parts, self.norm)
 
-    def context(self, h: mx.array, cache: list) -> Any:
-        shared = super().context(h, cache)
+    @property
+    def positions(self) -> Callable[..., rope.Positions]:
         beta, original = self.args.query_scale
-        return {
-            kind: (ScaledPositions(p.rotation, p.offset, p.length, beta, original), mask)
-            for kind, (p, mask) in shared.items()
-        }
+        return partial(ScaledPositions, beta=beta, original=original)

@@ -163,12 +163,9 @@ class Attention(attention.Attention):
 class ParallelBlock(Block):
     """Attention and MLP behind one norm: ``h + attention(norm(h)) + mlp(norm(h))``."""
 
-    def __call__(self, h: mx.array, positions: rope.Positions, mask: Any = None, cache: Any = None) -> mx.array:
+    def behind(self, h: mx.array, a: mx.array) -> mx.array:
         attention, mlp, norm, *_ = self.parts
-        qkv = attention.qkv(norm, h, positions)
-        f = mlp.gate_up(norm, h)
-        a = attention.attend(qkv, mask, cache)
-        return h + attention.o_proj(a) + mlp.down_proj(f)
+        return h + attention.o_proj(a) + mlp.down_proj(mlp.gate_up(norm, h))
 
     def fused(self, dtype: mx.Dtype, pending: Pending | None) -> FusedBlock:
         parts = self.parts

@@ -54,13 +54,14 @@ def build(
     name: str,
     operation: str,
     inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
     defines: tuple[tuple[str, str], ...],
     threads: int,
 ) -> Callable[..., Any]:
     """The kernel of one operation for one backend and ``threads`` a threadgroup, compiled when first launched."""
     folder = source_folder()
     macros = "".join(f"#define {key} {value}\n" for key, value in defines)
-    options: dict[str, Any] = {"name": name, "input_names": list(inputs), "output_names": ["y"]}
+    options: dict[str, Any] = {"name": name, "input_names": list(inputs), "output_names": list(outputs)}
     kernel: Any
     if which == "cuda":
         header = f"#define THREADS {threads}\n"  # see the prelude
@@ -89,15 +90,34 @@ def launch(
     dtype: mx.Dtype,
     defines: dict[str, str] | None = None,
 ) -> mx.array:
-    """Launch a kernel with one output. ``grid`` counts threads, and must be a multiple of ``threadgroup``."""
-    name = "fn_" + operation + "".join(f"_{key}" for key in inputs)
-    kernel = build(backend(), name, operation, tuple(inputs), tuple((defines or {}).items()), math.prod(threadgroup))
-    (y,) = kernel(
+    """Launch a kernel whose output is ``y``. ``grid`` counts threads, and must be a multiple of ``threadgroup``."""
+    options: dict[str, Any] = {"grid": grid, "threadgroup": threadgroup, "dtype": dtype, "defines": defines}
+    (y,) = launch_for(("y",), operation, inputs, template, shape=shape, **options)
+    return y
+
+
+def launch_for(
+    outputs: tuple[str, ...],
+    operation: str,
+    inputs: dict[str, mx.array],
+    template: Template,
+    *,
+    grid: tuple[int, int, int],
+    threadgroup: tuple[int, int, int],
+    shape: Sequence[int],
+    dtype: mx.Dtype,
+    defines: dict[str, str] | None = None,
+) -> list[mx.array]:
+    """The same for several outputs of one shape and dtype."""
+    name, names = "fn_" + operation + "".join(f"_{key}" for key in inputs), tuple(inputs)
+    macros = tuple((defines or {}).items())
+    kernel = build(backend(), name, operation, names, outputs, macros, math.prod(threadgroup))
+    launched: list[mx.array] = kernel(
         inputs=list(inputs.values()),
         template=list(template.items()),
         grid=grid,
         threadgroup=threadgroup,
-        output_shapes=[tuple(shape)],
-        output_dtypes=[dtype],
+        output_shapes=[tuple(shape)] * len(outputs),
+        output_dtypes=[dtype] * len(outputs),
     )
-    return y
+    return launched

@@ -6,7 +6,7 @@ views of them, for prompts and for whatever the kernels don't cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -28,8 +28,8 @@ class Residual(NamedTuple):
     start: int = 0
     #: A projection that is to be added to it, once its post-norm is done.
     due: mx.array | None = None
-    #: What each layer has as its own input, ``rows · dims`` numbers.
-    inputs: list[mx.array] | None = None
+    #: What the layers from here on have as their own inputs, ``rows · dims`` numbers each.
+    inputs: Sequence[tuple[mx.array, ...]] = ()
 
 
 class Pending(NamedTuple):

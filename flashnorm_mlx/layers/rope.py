@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -169,6 +169,20 @@ class Positions:
     @cached_property
     def tables(self) -> Tables:
         return tables(self.rotation, self.offset, self.length)
+
+    @cached_property
+    def arrays(self) -> list[mx.array]:
+        """What a compiled function is given of it: the offset as an array, and the tables."""
+        start = self.offset
+        if isinstance(start, int):  # by an operation, for a fresh array lies in the host's memory on CUDA
+            start = mx.negative(mx.array(-start, mx.int32))
+        return [start, *self.tables]
+
+    def with_arrays(self, arrays: list[mx.array]) -> Positions:
+        """These positions, by such arrays."""
+        made = replace(self, offset=arrays[0])
+        vars(made)["tables"] = tuple(arrays[1:3])
+        return made
 
     def rotate(self, x: mx.array, scale: mx.array | None) -> mx.array:
         """``scale · RoPE(x)``; MLX's own kernel does it where nothing is owed, on a GPU."""

@@ -87,9 +87,8 @@ def test_prompts_are_the_models_own(
 ) -> None:
     """Whole models, with and without cached tokens in front of the prompt."""
     passes: list[Any] = []
-    original = prompt.PromptBlock.__call__
-    monkeypatch.setattr(base, "LARGE", 1)
-    monkeypatch.setattr(prompt.PromptBlock, "__call__", lambda *a: passes.append(1) or original(*a))
+    original = prompt.PromptBlock.behind
+    monkeypatch.setattr(prompt.PromptBlock, "behind", lambda *a: passes.append(1) or original(*a))
     path = checkpoint(tmp_path / "m", family, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
     got = run(fused(path, arm=arm), [("prompt", 9), ("step", 1), ("prompt", 12)])
     assert len(passes) == 2 * 2
@@ -100,8 +99,7 @@ def test_prompts_are_the_models_own(
 def test_control_a_sum_that_loses_what_is_due_is_seen(
     tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "LARGE", 1)
-    monkeypatch.setattr(base, "whole", lambda h: h.h if isinstance(h, prompt.Sum) else h)
+    monkeypatch.setattr(base, "whole", lambda h: h[0] if isinstance(h, tuple) else h)
     path = checkpoint(tmp_path / "m")
     got = run(fused(path), [("prompt", 9)])
     assert error(got, run(load_model(path, kernels="reference"), [("prompt", 9)])) > 1e-2
@@ -111,4 +109,4 @@ def test_slower_kernels_are_not_used(tmp_path: Path, untraced: str, monkeypatch:
     monkeypatch.setattr(prompt.choice, "fastest", lambda *a: "plain")
     model = fused(checkpoint(tmp_path / "m"))
     block = model.layers[0].prompt(mx.float32, measure=True)
-    assert not block.joins and not block.by_kernel
+    assert not block.joins and block.gate is prompt.forms_of_gate("silu")["plain"]

@@ -1,0 +1,44 @@
+"""How much of a prompt is under way on the device while the host goes on to further blocks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import mlx.core as mx
+
+#: Blocks that are handed over together.
+BLOCKS = 2
+
+#: Of how many residuals the bytes may be in use by what is under way.
+RESIDUALS = 64
+
+
+class UnderWay:
+    """A prompt's blocks are handed over as they are built; the host waits where they take too much memory.
+
+    All at once would take the memory of all, for an operation's is taken when it is handed over.
+    """
+
+    def __init__(self, h: mx.array, caches: list) -> None:
+        self.before: Any = h
+        self.blocks = 0
+        self.caches = caches
+        self.most = RESIDUALS * h.nbytes + mx.get_active_memory() - self.cached
+
+    @property
+    def cached(self) -> int:
+        """Bytes that the caches hold, and will hold on to."""
+        return sum(0 if c is None or c.empty() else c.nbytes for c in self.caches)
+
+    def add(self, h: Any) -> None:
+        """Another block, whose residual is ``h``."""
+        self.blocks += 1
+        if self.blocks % BLOCKS:
+            return
+        with suppress(ValueError):  # within mx.compile, mx.grad or mx.vmap nothing can be computed yet
+            mx.async_eval(h)
+            active = mx.get_active_memory()
+            if active > self.most and active > self.most + self.cached:  # asking all caches takes longer
+                mx.eval(self.before)  # all but the last blocks
+        self.before = h
