@@ -69,6 +69,31 @@ def test_turns_are_taken_forwards_and_backwards() -> None:
     assert turns == order + order[::-1] + order + order[::-1]
 
 
+def test_a_prompt_runs_twice_in_a_turn_and_its_second_run_counts() -> None:
+    timer = FakeTimer()
+    taking = session(timer, repeat=2)
+    lengths: list[int] = []
+
+    class Warming(FakeModel):
+        """Slow where another model had its turn before."""
+
+        last: Any = None
+
+        def __call__(self, ids: Any, cache: Any = None) -> Any:
+            lengths.append(ids.shape[1])
+            self.seconds, Warming.last = (1.0 if Warming.last is self else 5.0), self
+            return super().__call__(ids, cache)
+
+    taking.models = {name: Warming(timer, 1.0) for name in STEP}
+    row = taking.row(Trial("prefill", 3000, 0, 10, 1))
+    assert row is not None
+    once = [10, 2048, 951, 1]
+    assert lengths == 4 * once + 8 * [2047, 1, *once]
+    for arm in row["arms"].values():
+        assert arm["tokens_per_second"]["runs"] == [1000.0] * 2
+        assert arm["first_run_s"] == 3
+
+
 def test_a_steady_drift_meets_all_arms_alike() -> None:
     """A machine that gets slower with every call: equal arms stay equal within 2 % though the last is at 60 %."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -134,6 +134,11 @@ class Trial:
         if self.kind == "prefill":
             return prefill(model, ids, cache, timer)
         return decode(model, ids, cache, self.generated, timer)
+
+    @property
+    def first_chunk(self) -> Trial:
+        """A prompt no longer than what is passed to a model at once, from an empty cache."""
+        return replace(self, prompt=min(self.prompt, CHUNK), depth=0)
 
     def start(self, model: Any, vocabulary: int, timer: Timer) -> tuple[mx.array, list]:
         """The tokens that are timed, ``[batch, prompt or 1]``, and a cache that holds ``depth`` others."""
