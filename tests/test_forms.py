@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,13 +155,51 @@ def test_an_interruption_loses_no_token(tmp_path: Path, device: str, monkeypatch
     assert error([model(tokens(1), cache=cache)], [stock_model(tokens(1), cache=theirs)]) <= 5e-6
 
 
-def test_exchanged_layers_are_noticed_at_the_next_prompt(tmp_path: Path, device: str) -> None:
-    path = checkpoint(tmp_path / "m")
+def _weights(model: Any) -> None:
+    model.layers[1].mlp.down_proj.weight = 2 * model.layers[1].mlp.down_proj.weight
+
+
+def _layers(model: Any) -> None:
+    model.layers[0], model.layers[1] = model.layers[1], model.layers[0]
+
+
+def _mlps(model: Any) -> None:
+    first, second, *_ = model.layers
+    first.mlp, second.mlp = second.mlp, first.mlp
+
+
+def _head(model: Any) -> None:
+    model.lm_head.weight = -model.lm_head.weight
+
+
+def _gain(model: Any) -> None:
+    norm = model.layers[1].input_layernorm
+    norm.weight = mx.full((model.args.hidden_size,), 2.0)
+
+
+@pytest.mark.parametrize("exchange", [_weights, _layers, _mlps, _head, _gain])
+@pytest.mark.parametrize("has_run", [False, True])
+def test_what_was_exchanged_is_noticed_at_the_next_prompt(
+    has_run: bool, exchange: Callable[[Any], None], tmp_path: Path, device: str
+) -> None:
+    path = checkpoint(tmp_path / "m", tie_word_embeddings=False)
     model, plain = load_model(path, kernels="reference"), load_model(path, kernels="reference")
     model.fuse()
+    before = run(model, PLAN) if has_run else []
     for m in (model, plain):
-        m.layers[1].mlp.down_proj.weight = 2 * m.layers[1].mlp.down_proj.weight
-    assert error(run(model, PLAN), run(plain, PLAN)) <= 5e-6 and model.kernels == "reference"
+        exchange(m)
+    got = run(model, PLAN)
+    assert error(got, run(plain, PLAN)) <= 5e-6 and model.kernels == "reference"
+    assert not before or error(got, before) > 1e-2
+
+
+def test_training_and_evaluating_leave_the_kernels(tmp_path: Path, device: str) -> None:
+    model = load_model(checkpoint(tmp_path / "m"), kernels="reference")
+    model.fuse()
+    for change in (model.train, model.eval, model.freeze, model.unfreeze):
+        change()
+        run(model, PLAN)
+        assert model.kernels == "fused"
 
 
 def test_a_model_is_freed_when_it_is_deleted(tmp_path: Path, device: str) -> None:

@@ -1,4 +1,4 @@
-"""One token in plain operations on a GPU: no more operations than stock mlx-lm has, and the same logits."""
+"""One token without kernels on a GPU: no more operations than stock mlx-lm has, and the same logits."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ ALIASES = {"mistral": "llama"}
 
 #: Modules here that are no families.
 SHARED = (
-    *("base", "block", "compiled", "config", "decode", "gemma4_block", "gemma4_config", "gemma4_decode"),
-    *("latent_config", "layernorm", "steps", "under_way"),
+    *("ahead", "base", "block", "compiled", "config", "decode", "gemma4_block", "gemma4_config", "gemma4_decode"),
+    *("latent_config", "layernorm", "snapshot", "steps", "under_way"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -20,9 +20,8 @@ from ..layers.prompt import whole
 from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, Stored, make_plan
 from ..rotating import RotatingKVCache
-from .compiled import CompiledBlocks
+from .ahead import MadeAhead
 from .config import Config
-from .decode import DecodeStep
 from .under_way import UnderWay
 
 
@@ -38,7 +37,7 @@ class Stack(nn.Module):
         self.norm = norm
 
 
-class Decoder(nn.Module):
+class Decoder(MadeAhead):
     """A causal language model with mlx-lm's interface: ``model(ids [B, L], cache) -> logits [B, L, V]``.
 
     A family's Model builds its blocks in :meth:`block` and declares its norms in ``FOLDS``.
@@ -57,8 +56,6 @@ class Decoder(nn.Module):
         self[self.STACK] = Stack(args.vocab_size, args.hidden_size, blocks, self.norm(), self.EMBEDDING)
         if not args.tie_word_embeddings:
             self.lm_head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
-        self._step: DecodeStep | None = None
-        self._compiled: CompiledBlocks | None = None
 
     def norm(self) -> nn.Module:
         """A foldable norm over the hidden size, in the arm that was asked for."""
@@ -77,6 +74,9 @@ class Decoder(nn.Module):
     def __call__(
         self, inputs: mx.array, cache: list | None = None, input_embeddings: mx.array | None = None
     ) -> mx.array:
+        given = inputs if input_embeddings is None else input_embeddings
+        if cache and (given.shape[1] > 1 or is_empty(cache[0])):
+            self.renew()  # between the steps of a sequence it is not asked: that would take longer than some of them
         if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
             return logits
         caches = self.caches(cache)
@@ -89,23 +89,6 @@ class Decoder(nn.Module):
             if under_way is not None:
                 under_way.add(h)
         return self.head(whole(h))
-
-    def blocks(self, shape: tuple[int, ...]) -> Sequence[Any]:
-        """The layers as a pass with a cache has them, over a residual of this shape: on a GPU, compiled."""
-        if self._step is None and mx.default_device() != mx.gpu:
-            return self.layers
-        if self._compiled is None or (shape[1] > 1 and self._compiled.is_stale()):
-            blocks = self.layers if self._step is None else self._step.prompt_blocks
-            self._compiled = CompiledBlocks(blocks, self.positions)
-        return self._compiled.of(shape)
-
-    def stepped(self, ids: mx.array, cache: list | None) -> mx.array | None:
-        """The logits, by the decode step's kernels; None for what they are not for."""
-        if self._step is not None and ids.size > 1 and self._step.is_stale():
-            self._step = self._compiled = None
-        if self._step is None or not cache or not self._step.takes(ids, cache):
-            return None
-        return self._step(ids, cache)
 
     def caches(self, cache: list | None) -> list:
         """An entry for each layer."""
@@ -138,11 +121,6 @@ class Decoder(nn.Module):
                 as_array = layer.needs_mask_array
                 shared[kind] = positions, create_attention_mask(h, c, window_size=window, return_array=as_array)
         return shared
-
-    @property
-    def positions(self) -> Callable[..., Positions]:
-        """Makes what blocks are told of the positions, of a rotation, an offset and a length."""
-        return Positions
 
     def head(self, h: mx.array) -> mx.array:
         """The final norm and the output projection, tied or not: ``[B, L, hidden] -> [B, L, vocab]``."""
@@ -183,25 +161,6 @@ class Decoder(nn.Module):
         full, rotating = (stock.KVCache, stock.RotatingKVCache) if self._step is None else (KVCache, RotatingKVCache)
         windows = [layer.kind[0] for layer in self.layers]
         return [full() if window is None else rotating(window) for window in windows]
-
-    def fuse(self, *, measure: bool = False, read: Callable[[nn.Module], None] | None = None) -> None:
-        """From now on decode by fused kernels. Weights move into the buffers that they read.
-
-        Args:
-            measure: use plain operations where they prove faster than a kernel.
-            read: called with each part of the model before its weights move, where they may be in a file still.
-
-        Raises:
-            Uncovered: if there is no kernel for one of the layers.
-            Failed: if there is one, and it fails on this device.
-        """
-        self._compiled = None
-        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)
-
-    @property
-    def kernels(self) -> str:
-        """``fused`` or ``reference``: how this model decodes."""
-        return "reference" if self._step is None else "fused"
 
     def plan(self, names: Any) -> Plan:
         """What becomes of each norm of a checkpoint that holds the tensors ``names``."""
@@ -279,6 +238,12 @@ class Decoder(nn.Module):
     def _cast(self, value: mx.array) -> mx.array:
         floating = mx.issubdtype(value.dtype, mx.floating)
         return value.astype(self.args.compute_dtype) if floating and self.args.compute_dtype else value
+
+
+def is_empty(cache: Any) -> bool:
+    """Whether a sequence begins; of a batch it isn't asked, for its offsets lie on the device."""
+    offset = getattr(cache, "offset", None)
+    return isinstance(offset, int) and offset == 0
 
 
 def named_arrays(module: nn.Module) -> list[tuple[str, mx.array]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -17,63 +18,69 @@ import mlx.nn as nn
 
 from ..layers.rope import Positions
 
-#: What is compiled for so many shapes of passes is kept.
+#: Of so many shapes of passes what is compiled is kept; with the next one all of it is dropped.
 SHAPES = 64
 
 #: So many blocks that are alike pay for being compiled at the first pass of a shape; fewer, at the second.
 MANY = 12
+
+_serials = count()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``mx.compile(function)``, for a function that does not live as long as the process.
+
+    MLX knows a function by its address, and forgets it in one thread only: what another thread compiled would be taken
+    for the next function at that address. So each has a number, which is compared as all constants are.
+    """
+    return partial(mx.compile(lambda serial, *args: function(*args)), next(_serials))
 
 
 class CompiledBlocks:
     """A model's blocks, each called as itself.
 
     Args:
-        blocks: have ``before(h, positions)``, ``attend(qkv, mask, cache)``, ``behind(h, a, *more)`` and ``kind``.
+        blocks: the model's layers, or what stands in for them in a prompt; those that have ``before(h, positions)``,
+            ``attend(qkv, mask, cache)`` and ``behind(h, a, *more)`` are compiled.
         positions: what a pass's :class:`Positions` are made by.
     """
 
     def __init__(self, blocks: Sequence[Any], positions: Callable[..., Positions]) -> None:
-        self.slots: list[tuple[nn.Module, str, Any]] = []
+        self.plain = list(blocks)
         self.shapes: set[tuple[int, ...]] = set()
         self.forms: dict[Any, Form] = {}
-        self.blocks = []
-        for block in blocks:
-            arrays: list[mx.array] = []
-            template, key = _emptied(block, arrays, self.slots)
-            form = self.forms[key] = self.forms.get(key) or Form(template, positions)
-            form.blocks += 1
-            self.blocks.append(CompiledBlock(block, arrays, form))
-        mx.eval([block.arrays for block in self.blocks])  # what is still to be read from a file would be in every pass
+        self.compiled: list[CompiledBlock | None] = [self._compiled(block, positions) for block in blocks]
 
-    def of(self, shape: tuple[int, ...]) -> list[CompiledBlock]:
-        """The blocks, for a residual of this shape."""
+    def _compiled(self, block: Any, positions: Callable[..., Positions]) -> CompiledBlock | None:
+        if not hasattr(block, "before"):
+            return None
+        arrays: list[mx.array] = []
+        template, key = _emptied(block, arrays)
+        form = self.forms[key] = self.forms.get(key) or Form(template, positions)
+        form.count += 1
+        return CompiledBlock(block, arrays, form)
+
+    def of(self, shape: tuple[int, ...]) -> list[Any]:
+        """The blocks for a residual of this shape: compiled where that costs less than it saves."""
         is_known = shape in self.shapes
-        is_full = not is_known and len(self.shapes) == SHAPES
-        for form in self.forms.values():
-            form.pays = is_known or form.blocks >= MANY
-            if is_full:
-                form.forget()
-        if is_full:
+        if not is_known and len(self.shapes) == SHAPES:
             self.shapes.clear()
+            for form in self.forms.values():
+                form.forget()
         self.shapes.add(shape)
-        return self.blocks
-
-    def is_stale(self) -> bool:
-        """Whether a layer was exchanged, or its weights (adapters do that)."""
-        return any(owner.get(name) is not value for owner, name, value in self.slots)
+        both = zip(self.compiled, self.plain, strict=True)
+        return [block if block and (is_known or block.form.count >= MANY) else plain for block, plain in both]
 
 
 class CompiledBlock:
     """One of them: ``h, qkv = before(h)``, ``a = attend(qkv)``, ``behind(h, a)``."""
 
     def __init__(self, block: Any, arrays: list[mx.array], form: Form) -> None:
-        self.block, self.arrays, self.form, self.kind = block, arrays, form, block.kind
+        self.attend, self.kind, self.arrays, self.form = block.attend, block.kind, arrays, form
 
     def __call__(self, h: Any, positions: Positions, mask: Any, cache: Any, *more: mx.array) -> Any:
-        block, form, arrays = self.block, self.form, self.arrays
-        h, qkv = form.before(arrays, h, positions.arrays) if form.pays else block.before(h, positions)
-        a = block.attend(qkv, mask, cache)
-        return form.behind(arrays, h, a, *more) if form.pays else block.behind(h, a, *more)
+        h, qkv = self.form.before(self.arrays, h, positions.arrays)
+        return self.form.behind(self.arrays, h, self.attend(qkv, mask, cache), *more)
 
 
 class Form:
@@ -84,22 +91,20 @@ class Form:
 
     def __init__(self, template: Any, positions: Callable[..., Positions]) -> None:
         self.template, self.positions = template, positions
-        #: How many.
-        self.blocks = 0
-        #: Whether compiling costs less than it saves in this pass.
-        self.pays = False
+        #: How many blocks.
+        self.count = 0
         self.forget()
 
     def forget(self) -> None:
         """Drop what was compiled; it holds a graph for each shape that it has seen."""
-        self.before = mx.compile(partial(_before, self.template, self.positions))
-        self.behind = mx.compile(partial(_behind, self.template))
+        self.before = compiled(partial(_before, self.template, self.positions))
+        self.behind = compiled(partial(_behind, self.template))
 
 
 def _before(template: Any, positions: Callable[..., Positions], arrays: list[mx.array], h: Any, at: Any) -> Any:
-    start, table, *_ = at
-    made = positions(template.kind[1], start, table.shape[-2])
-    return _filled(template, iter(arrays)).before(h, made.with_arrays(at))
+    _, table, *_ = at
+    made = positions(template.kind[1], 0, table.shape[-2]).with_arrays(at)
+    return _filled(template, iter(arrays)).before(h, made)
 
 
 def _behind(template: Any, arrays: list[mx.array], h: Any, a: mx.array, *more: mx.array) -> Any:
@@ -114,52 +119,55 @@ class Hole:
     dtype: mx.Dtype
 
 
-#: What a module has besides its own attributes.
-_OF_MLX = ("_no_grad", "_training")
-
-
-def _emptied(value: Any, arrays: list[mx.array], slots: list[tuple[nn.Module, str, Any]]) -> tuple[Any, Any]:
+def _emptied(value: Any, arrays: list[mx.array]) -> tuple[Any, Any]:
     """A copy with holes for the arrays, and a key that is the same for all values that differ in their arrays alone."""
     if isinstance(value, mx.array):
         arrays.append(value)
         hole = Hole(tuple(value.shape), value.dtype)
         return hole, hole
+    keys: list[Any] = []
+
+    def emptied(item: Any) -> Any:
+        made, key = _emptied(item, arrays)
+        keys.append(key)
+        return made
+
     if isinstance(value, nn.Module):
-        slots += [(value, k, v) for k, v in value.items()]
-        made, key = _copy(value), [type(value)]
-        for own, items in ((made, value.items()), (vars(made), _attributes(value))):
-            for name, item in items:
-                own[name], part = _emptied(item, arrays, slots)
-                key.append((name, part))  # type: ignore[arg-type]
-        return made, tuple(key)
-    if type(value) in (list, tuple):
-        parts = [_emptied(item, arrays, slots) for item in value]
-        return type(value)(part for part, _ in parts), tuple(key for _, key in parts)
-    return value, value if value.__hash__ is not None else id(value)
+        made = _mapped(value, emptied)
+        return made, (type(value), *value, *_attributes(value), *keys)
+    if isinstance(value, list | tuple | dict):
+        made = _mapped(value, emptied)
+        return made, (type(value), *(value if isinstance(value, dict) else ()), *keys)
+    try:
+        hash(value)
+    except TypeError:
+        return value, id(value)
+    return value, (type(value), value)
 
 
 def _filled(value: Any, arrays: Iterator[mx.array]) -> Any:
     """A copy with arrays in the holes, in the same order."""
     if isinstance(value, Hole):
         return next(arrays)
+    return _mapped(value, lambda item: _filled(item, arrays))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A module, list, tuple or dict of the same kind with each item changed; anything else as it is."""
     if isinstance(value, nn.Module):
-        made = _copy(value)
-        for own, items in ((made, value.items()), (vars(made), _attributes(value))):
-            for name, item in items:
-                own[name] = _filled(item, arrays)
+        made = type(value).__new__(type(value))  # copy.copy takes three times as long
+        dict.update(made, {name: change(item) for name, item in value.items()})  # Module.update sets parameters
+        vars(made).update(vars(value))
+        vars(made).update({name: change(item) for name, item in _attributes(value).items()})
         return made
-    if type(value) in (list, tuple):
-        return type(value)(_filled(item, arrays) for item in value)
+    if isinstance(value, dict):
+        return {name: change(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [change(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
-def _copy(module: nn.Module) -> Any:
-    """A module of the same children and attributes; copy.copy takes three times as long."""
-    made = type(module).__new__(type(module))
-    dict.update(made, module)  # Module.update sets parameters
-    vars(made).update(vars(module))
-    return made
-
-
-def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(module).items() if name not in _OF_MLX]
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's own attributes, without those that every module has."""
+    return {name: value for name, value in vars(module).items() if name not in ("_no_grad", "_training")}

@@ -22,6 +22,7 @@ from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
 from ..layers.fused import FusedBlock, Projection, Residual
 from ..rotating import RotatingKVCache
+from .compiled import compiled
 from .steps import Steps
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class DecodeStep:
         self.tried: dict[tuple[int, int, bool], str] = {}
         self.model = ref(model)
         own = ref(self)  # a compiled function that held this object would keep the weights in memory with it
-        self.compiled = mx.compile(lambda *arrays: own().run(*arrays))  # type: ignore[union-attr]
+        self.compiled = compiled(lambda *arrays: own().run(*arrays))  # type: ignore[union-attr]
         for is_long in (False, True):  # both forms of attention, so that nothing is compiled mid-sentence
             if failure := self.failure(1, 1, is_long):
                 raise Failed(failure)
@@ -166,10 +167,6 @@ class DecodeStep:
         model = self.model()
         assert model is not None
         return [layer.prompt(self.dtype, measure=self.measure) for layer in model.layers]
-
-    def is_stale(self) -> bool:
-        """Whether a layer was exchanged, or its weights, since the kernels' buffers were made (adapters do that)."""
-        return any(block.is_stale() for block in self.blocks)
 
     def is_long(self, cache: list[Cache], length: int) -> bool:
         """Whether a layer's buffer is one that attention goes through in parts, or becomes it for the next tokens."""

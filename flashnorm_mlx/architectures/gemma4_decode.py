@@ -23,7 +23,6 @@ class FusedInputBlock(FusedBlock):
         )
         self.projection = Projection(layer.per_layer_projection, dtype)
         self.projections += (self.gate, self.projection)
-        self.owners += (lambda: layer.per_layer_input_gate, lambda: layer.per_layer_projection)
 
     def __call__(
         self, h: Residual, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int

@@ -17,19 +17,15 @@ RESIDUALS = 64
 class UnderWay:
     """A prompt's blocks are handed over as they are built; the host waits where they take too much memory.
 
-    All at once would take the memory of all, for an operation's is taken when it is handed over.
+    All at once would take the memory of all, for an operation's is taken when it is handed over. What is in use is the
+    whole process's: beside other work the host waits more often.
     """
 
     def __init__(self, h: mx.array, caches: list) -> None:
         self.before: Any = h
         self.blocks = 0
-        self.caches = caches
-        self.most = RESIDUALS * h.nbytes + mx.get_active_memory() - self.cached
-
-    @property
-    def cached(self) -> int:
-        """Bytes that the caches hold, and will hold on to."""
-        return sum(0 if c is None or c.empty() else c.nbytes for c in self.caches)
+        self.caches, self.cached = caches, _bytes(caches)
+        self.most = mx.get_active_memory() + RESIDUALS * h.nbytes
 
     def add(self, h: Any) -> None:
         """Another block, whose residual is ``h``."""
@@ -38,7 +34,15 @@ class UnderWay:
             return
         with suppress(ValueError):  # within mx.compile, mx.grad or mx.vmap nothing can be computed yet
             mx.async_eval(h)
-            active = mx.get_active_memory()
-            if active > self.most and active > self.most + self.cached:  # asking all caches takes longer
+            excess = mx.get_active_memory() - self.most
+            if excess > 0 and excess > _bytes(self.caches) - self.cached:  # what the caches took is theirs for good
                 mx.eval(self.before)  # all but the last blocks
         self.before = h
+
+
+def _bytes(caches: list) -> int:
+    """What caches hold; 0 where one doesn't say."""
+    try:
+        return sum(0 if c is None or c.empty() else c.nbytes for c in caches)
+    except (AttributeError, NotImplementedError):
+        return 0

@@ -186,7 +186,7 @@ def attend(
     rows, start = batch * length, h.tail_size(batch)
     each = gains is not None and gains.size > 2 * d
     inputs = {"qkv": qkv, "kv": kv, "tail": tail, "step": step} | ({} if gains is None else {"gains": gains})
-    y = dialect.launch(
+    (y,) = dialect.launch(
         "attend",
         inputs,
         template,
@@ -202,7 +202,7 @@ def attend(
     new = tail if h.shares else y
     if splits == 1:
         return y, new, start
-    a = dialect.launch(
+    (a,) = dialect.launch(
         "join",
         {"x": y, "step": step},
         {"T": qkv.dtype, "D": d, "SKIP": start},

@@ -88,29 +88,16 @@ def launch(
     threadgroup: tuple[int, int, int],
     shape: Sequence[int],
     dtype: mx.Dtype,
-    defines: dict[str, str] | None = None,
-) -> mx.array:
-    """Launch a kernel whose output is ``y``. ``grid`` counts threads, and must be a multiple of ``threadgroup``."""
-    options: dict[str, Any] = {"grid": grid, "threadgroup": threadgroup, "dtype": dtype, "defines": defines}
-    (y,) = launch_for(("y",), operation, inputs, template, shape=shape, **options)
-    return y
-
-
-def launch_for(
-    outputs: tuple[str, ...],
-    operation: str,
-    inputs: dict[str, mx.array],
-    template: Template,
-    *,
-    grid: tuple[int, int, int],
-    threadgroup: tuple[int, int, int],
-    shape: Sequence[int],
-    dtype: mx.Dtype,
+    outputs: tuple[str, ...] = ("y",),
     defines: dict[str, str] | None = None,
 ) -> list[mx.array]:
-    """The same for several outputs of one shape and dtype."""
-    name, names = "fn_" + operation + "".join(f"_{key}" for key in inputs), tuple(inputs)
-    macros = tuple((defines or {}).items())
+    """Launch a kernel. ``grid`` counts threads, and must be a multiple of ``threadgroup``.
+
+    Returns:
+        The outputs, all of one shape and dtype.
+    """
+    names, macros = tuple(inputs), tuple((defines or {}).items())
+    name = "fn_" + "_".join((operation, *names, *outputs[1:]))
     kernel = build(backend(), name, operation, names, outputs, macros, math.prod(threadgroup))
     launched: list[mx.array] = kernel(
         inputs=list(inputs.values()),

@@ -19,7 +19,7 @@ def embed(ids: mx.array, w: Packed, *, factor: float = 1.0, residual: mx.array |
         "GROUP": w.group_size,
         "FACTOR": dialect.bits_of(factor),
     }
-    return dialect.launch(
+    (y,) = dialect.launch(
         "embed",
         {"ids": ids, "w": w.buffer} | ({} if residual is None else {"h": residual}),
         template,
@@ -29,3 +29,4 @@ def embed(ids: mx.array, w: Packed, *, factor: float = 1.0, residual: mx.array |
         dtype=w.dtype,
         defines={"RESIDUAL(i)": "0.0f" if residual is None else "float(h[i])"},
     )
+    return y

@@ -99,7 +99,7 @@ def project(
     inputs = {"x": x, "w": w.buffer}
     inputs |= {name: a for name, a in (("f", times), ("h", residual), ("p", pending)) if a is not None}
     simdgroups = v.split * v.teams
-    return dialect.launch(
+    (y,) = dialect.launch(
         "project",
         inputs,
         template,
@@ -113,6 +113,7 @@ def project(
             "PENDING": "x" if pending is None else "p",
         },
     )
+    return y
 
 
 def default_variant(w: Packed, rows: int, *, gated: bool, whole: bool = False) -> Variant:

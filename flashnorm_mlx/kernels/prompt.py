@@ -21,8 +21,7 @@ def add_norm(x: mx.array, r: mx.array, eps: float, gain: mx.array | None = None)
     dims = x.shape[-1]
     inputs = {"x": x, "r": r} | ({} if gain is None else {"gain": gain})
     simdgroups = _simdgroups(dims, x.dtype, 32)
-    a, n = dialect.launch_for(
-        ("a", "n"),
+    a, n = dialect.launch(
         "add_norm",
         inputs,
         {"T": x.dtype, "K": dims, "NSG": simdgroups, "EPS": dialect.bits_of(eps)},
@@ -30,6 +29,7 @@ def add_norm(x: mx.array, r: mx.array, eps: float, gain: mx.array | None = None)
         threadgroup=(32, simdgroups, 1),
         shape=x.shape,
         dtype=x.dtype,
+        outputs=("a", "n"),
         defines={"GAIN(k)": "1.0f" if gain is None else "float(gain[k])"},
     )
     return a, n
@@ -40,7 +40,7 @@ def gate(x: mx.array, activation: str) -> mx.array:
     dims = x.shape[-1] // 2
     simdgroups = _simdgroups(dims, x.dtype, 8)
     tiles = -(-dims * x.dtype.size // (16 * 32 * simdgroups))
-    return dialect.launch(
+    (y,) = dialect.launch(
         "gate",
         {"x": x},
         {"T": x.dtype, "N": dims, "NSG": simdgroups, "ACT": ACTIVATIONS.index(activation)},
@@ -49,6 +49,7 @@ def gate(x: mx.array, activation: str) -> mx.array:
         shape=(*x.shape[:-1], dims),
         dtype=x.dtype,
     )
+    return y
 
 
 def _simdgroups(dims: int, dtype: mx.Dtype, most: int) -> int:

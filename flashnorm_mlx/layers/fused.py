@@ -6,7 +6,7 @@ views of them, for prompts and for whatever the kernels don't cover.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -71,7 +71,6 @@ class Projection:
         self.prepare, self.eps, self.centred = fusion.prepare, fusion.eps, fusion.centred
         post = (None, None) if pending is None or self.prepare else (pending.norm["weight"], pending.factor)
         self.packed: Packed = pack(layer, dtype, fusion.gain, *post, norm_bias=fusion.bias)
-        self.weight = layer["weight"]
         self.plain_for: set[int] = set()
 
     def normed(
@@ -230,23 +229,10 @@ class FusedBlock:
         self.gate_up = Projection(gate_up, dtype, mlp_norm, activation=mlp.activation, gated=mlp.gated, pending=awaited)
         self.down = Projection(mlp.down_proj, dtype, adds=mlp_post_norm is None)
         self.projections: tuple[Projection, ...] = (self.qkv, self.o, self.gate_up, self.down)
-        self.owners: tuple[Callable[[], nn.Module], ...] = (
-            lambda: attention.qkv_layers[0],
-            lambda: attention.o_proj,
-            lambda: mlp.gate_up_layers[0],
-            lambda: mlp.down_proj,
-        )
         self.rotation = attention.rotation
         self.gains = attention.qk_gains
         if self.gains is not None:
             mx.eval(self.gains)  # what is not there yet when a step is traced is computed in every step
-
-    def is_stale(self) -> bool:
-        """Whether one of the layers is no longer where it was, or has other weights."""
-        return any(
-            owner() is not p.layer or p.layer["weight"] is not p.weight
-            for p, owner in zip(self.projections, self.owners, strict=True)
-        )
 
     def __call__(
         self, h: Residual, kv: mx.array, tail: mx.array, step: mx.array, *, batch: int, length: int

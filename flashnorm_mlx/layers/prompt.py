@@ -63,6 +63,10 @@ class PromptBlock(nn.Module):
         by_kernel = _pays(f"gate by {mlp.activation}", gate_up["weight"].shape[0] // 2, dtype, gates, measure)
         self.gate = gates["kernel" if by_kernel else "plain"]
 
+    def __call__(self, h: Residual, positions: Positions, mask: Any = None, cache: Any = None) -> Residual:
+        h, qkv = self.before(h, positions)
+        return self.behind(h, self.attend(qkv, mask, cache))
+
     def before(self, h: Residual, positions: Positions) -> tuple[mx.array, QKV]:
         """Up to the attention: the residual, and queries with new keys and values."""
         h, x = self.joined(h, self.attention_norm)

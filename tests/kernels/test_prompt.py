@@ -12,7 +12,7 @@ import pytest
 from decode_runs import checkpoint, error, fused, run
 from kernel_runs import DTYPES, activate, array, assert_close, f64
 
-from flashnorm_mlx.architectures import base
+from flashnorm_mlx.architectures import base, compiled
 from flashnorm_mlx.kernels.project import ACTIVATIONS
 from flashnorm_mlx.kernels.prompt import add_norm, covers, gate
 from flashnorm_mlx.layers import prompt
@@ -85,15 +85,25 @@ WHOLE = [
 def test_prompts_are_the_models_own(
     family: str, arm: str, tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole models, with and without cached tokens in front of the prompt."""
+    """Whole models, with and without cached tokens in front of the prompt; all blocks are compiled."""
     passes: list[Any] = []
-    original = prompt.PromptBlock.behind
-    monkeypatch.setattr(prompt.PromptBlock, "behind", lambda *a: passes.append(1) or original(*a))
+    original = compiled._behind
+    monkeypatch.setattr(compiled, "MANY", 1)
+    monkeypatch.setattr(compiled, "_behind", lambda block, *a: passes.append(block) or original(block, *a))
     path = checkpoint(tmp_path / "m", family, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
-    got = run(fused(path, arm=arm), [("prompt", 9), ("step", 1), ("prompt", 12)])
-    assert len(passes) == 2 * 2
-    want = run(load_model(path, arm=arm, kernels="reference"), [("prompt", 9), ("step", 1), ("prompt", 12)])
-    assert error(got, want) <= 5e-6
+    plan = [("prompt", 9), ("step", 1), ("prompt", 12), ("prompt", 12)]
+    got = run(fused(path, arm=arm), plan)
+    assert passes and all(isinstance(block, prompt.PromptBlock) for block in passes)
+    assert error(got, run(load_model(path, arm=arm, kernels="reference"), plan)) <= 5e-6
+
+
+def test_control_a_block_that_loses_what_is_due_is_seen(
+    tmp_path: Path, untraced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "MANY", 1)
+    monkeypatch.setattr(prompt, "add_norm", lambda h, due, *a: add_norm(h, due * 0, *a))
+    path = checkpoint(tmp_path / "m")
+    assert error(run(fused(path), [("prompt", 9)]), run(load_model(path, kernels="reference"), [("prompt", 9)])) > 1e-2
 
 
 def test_control_a_sum_that_loses_what_is_due_is_seen(
