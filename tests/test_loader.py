@@ -203,6 +203,8 @@ def test_loading_takes_little_more_than_the_model(
     assert mx.get_active_memory() - before < 1.1 * size
     read = [("loading", i + 1, pieces) for i in range(pieces)]  # all of it before a step is traced
     assert seen == [*read, ("compiling kernels", 0, 1), "step", "step", ("compiling kernels", 1, 1)]
+    model.renew()  # nothing is exchanged behind it
+    assert model.kernels == "fused"
 
 
 def test_adapters_that_folding_would_make_wrong_are_refused(tmp_path: Path) -> None:
