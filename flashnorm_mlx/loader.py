@@ -116,6 +116,7 @@ def _fuse(model: Decoder, kernels: str, reader: Reader, progress: Progress) -> N
 
     try:
         model.fuse(measure=kernels == "auto", read=read)
+        model.try_prompt()
     except Uncovered as reason:
         if kernels == "fused":
             raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None

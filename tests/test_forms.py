@@ -20,6 +20,7 @@ from flashnorm_mlx import loader
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
+from flashnorm_mlx.kernels.packed import Failed
 from flashnorm_mlx.layers import fused
 from flashnorm_mlx.loader import load_model
 
@@ -109,6 +110,29 @@ def test_kernels_that_fail_are_replaced_and_reported(tmp_path: Path, monkeypatch
     assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
     with pytest.raises(FlashNormError, match="no kernel for 1 x 1 tokens on this device: no compiler here; use"):
         load_model(path, kernels="fused")
+
+
+def test_a_prompts_kernel_that_fails_is_noticed_as_the_model_is_loaded(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "backend", lambda: "cuda")
+    path, launch = checkpoint(tmp_path / "m"), dialect.launch
+    assert load_model(path, kernels="fused", dtype="float32").kernels == "fused"
+
+    def broken(operation: str, *args: Any, **options: Any) -> list[mx.array]:
+        if operation == "gate":
+            raise RuntimeError("no compiler here\nand much more")
+        return launch(operation, *args, **options)
+
+    monkeypatch.setattr(dialect, "launch", broken)
+    with pytest.raises(FlashNormError, match=r"no kernel for a prompt of 9 tokens on this device: no compiler here;"):
+        load_model(path, kernels="fused", dtype="float32")
+    model = load_model(path, kernels="reference")
+    model.fuse()
+    with pytest.raises(Failed, match="a prompt of 9 tokens"):
+        model.try_prompt()
+    assert model.kernels == "reference"
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
 
 
 def test_a_launch_that_mlx_refuses_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

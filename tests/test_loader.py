@@ -22,6 +22,7 @@ from test_decode_gemma4 import SIZES as GEMMA_4
 import flashnorm_mlx
 from flashnorm_mlx import FlashNormError, convert, loader
 from flashnorm_mlx.architectures import decode
+from flashnorm_mlx.architectures.ahead import MadeAhead
 from flashnorm_mlx.architectures.base import named_arrays
 from flashnorm_mlx.loader import load_model, stop_tokens
 
@@ -193,6 +194,7 @@ def test_loading_takes_little_more_than_the_model(
     seen: list[Any] = []
     monkeypatch.setattr(loader, "backend", lambda: "cuda")
     monkeypatch.setattr(decode.DecodeStep, "failure", lambda *args: seen.append("step") or "")  # nothing is compiled
+    monkeypatch.setattr(MadeAhead, "try_prompt", lambda model: seen.append("prompt"))
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -202,7 +204,7 @@ def test_loading_takes_little_more_than_the_model(
     assert mx.get_peak_memory() - before < 1.25 * size
     assert mx.get_active_memory() - before < 1.1 * size
     read = [("loading", i + 1, pieces) for i in range(pieces)]  # all of it before a step is traced
-    assert seen == [*read, ("compiling kernels", 0, 1), "step", "step", ("compiling kernels", 1, 1)]
+    assert seen == [*read, ("compiling kernels", 0, 1), "step", "step", "prompt", ("compiling kernels", 1, 1)]
     model.renew()  # nothing is exchanged behind it
     assert model.kernels == "fused"
 

@@ -8,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..kernels.packed import Failed
+from ..kernels.project import MAX_ROWS
 from ..layers.rope import Positions
 from .compiled import CompiledBlocks
 from .decode import DecodeStep
@@ -30,6 +32,9 @@ class MadeAhead(nn.Module):
     def embed(self, ids: mx.array) -> mx.array:
         raise NotImplementedError
 
+    def make_cache(self) -> list:
+        raise NotImplementedError
+
     @property
     def positions(self) -> Callable[..., Positions]:
         """Makes what blocks are told of the positions, of a rotation, an offset and a length."""
@@ -49,6 +54,20 @@ class MadeAhead(nn.Module):
         self._compiled = None
         self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)  # type: ignore[arg-type]
         self._snapshot = Snapshot(self)
+
+    def try_prompt(self) -> None:
+        """Have what stands between a prompt's matrix products compiled now, by a prompt longer than a step.
+
+        Raises:
+            Failed: if it fails on this device; the kernels are left out then.
+        """
+        ids = mx.zeros((1, MAX_ROWS + 1), mx.int32)
+        try:
+            mx.eval(self(ids, cache=self.make_cache()))
+        except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
+            self._step = self._compiled = self._snapshot = None
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            raise Failed(f"a prompt of {ids.size} tokens on this device: {lines[0]}") from None
 
     @property
     def kernels(self) -> str:
