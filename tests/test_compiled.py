@@ -101,6 +101,28 @@ def test_no_more_shapes_are_kept_than_so_many(monkeypatch: pytest.MonkeyPatch, t
         assert len(traced) == times * 2 * 2
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_trial_compiles_all_that_a_prompt_needs(name: str, traced: list[str]) -> None:
+    """By few of the blocks, so that it takes no more memory than loading does."""
+    family, options, forms = CASES[name]
+    model, config = ours(family, **options)
+    ids = ids_for(config, 1, 9)
+    mx.eval(model.tried(ids))
+    assert len(traced) == 2 * forms
+    traced.clear()
+    passes(model, ids, (9,))
+    assert not traced
+
+
+def test_a_trial_runs_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = ours("gemma3_text", num_hidden_layers=12, **PATTERN)
+    calls: list[Any] = []
+    original = compiled.CompiledBlock.__call__
+    monkeypatch.setattr(compiled.CompiledBlock, "__call__", lambda self, *a: calls.append(self) or original(self, *a))
+    model.tried(ids_for(config, 1, 9))
+    assert len(calls) == 2 * 2
+
+
 def test_rows_that_start_elsewhere() -> None:
     model, config = ours("ministral3")
     ids = ids_for(config, 2, 12)

@@ -117,7 +117,8 @@ def test_a_prompts_kernel_that_fails_is_noticed_as_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(loader, "backend", lambda: "cuda")
     path, launch = checkpoint(tmp_path / "m"), dialect.launch
-    assert load_model(path, kernels="fused", dtype="float32").kernels == "fused"
+    model = load_model(path, kernels="fused", dtype="float32")
+    assert model.kernels == "fused" and (1, 9, model.args.hidden_size) in model._compiled.shapes
 
     def broken(operation: str, *args: Any, **options: Any) -> list[mx.array]:
         if operation == "gate":

@@ -32,7 +32,7 @@ class MadeAhead(nn.Module):
     def embed(self, ids: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def make_cache(self) -> list:
+    def tried(self, ids: mx.array) -> mx.array:
         raise NotImplementedError
 
     @property
@@ -61,13 +61,13 @@ class MadeAhead(nn.Module):
         Raises:
             Failed: if it fails on this device; the kernels are left out then.
         """
-        ids = mx.zeros((1, MAX_ROWS + 1), mx.int32)
+        length = MAX_ROWS + 1
         try:
-            mx.eval(self(ids, cache=self.make_cache()))
+            mx.eval(self.tried(mx.zeros((1, length), mx.int32)))
         except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
             self._step = self._compiled = self._snapshot = None
             lines = str(error).strip().splitlines() or ["no reason given"]
-            raise Failed(f"a prompt of {ids.size} tokens on this device: {lines[0]}") from None
+            raise Failed(f"a prompt of {length} tokens on this device: {lines[0]}") from None
 
     @property
     def kernels(self) -> str:

@@ -19,7 +19,7 @@ from .norm import PostNorm, Unnormed, add_clipped, weightless_norm
 from .rope import Positions
 
 #: Forms are compared on so many rows, as far as these take no more memory than this.
-ROWS, MEMORY = 1024, 2**22
+ROWS, MEMORY = 1024, 2**19
 
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
