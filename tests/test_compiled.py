@@ -107,7 +107,7 @@ def test_a_trial_compiles_all_that_a_prompt_needs(name: str, traced: list[str]) 
     family, options, forms = CASES[name]
     model, config = ours(family, **options)
     ids = ids_for(config, 1, 9)
-    mx.eval(model.tried(ids))
+    mx.eval(model.trial_pass(ids))
     assert len(traced) == 2 * forms
     traced.clear()
     passes(model, ids, (9,))
@@ -119,7 +119,7 @@ def test_a_trial_runs_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     original = compiled.CompiledBlock.__call__
     monkeypatch.setattr(compiled.CompiledBlock, "__call__", lambda self, *a: calls.append(self) or original(self, *a))
-    model.tried(ids_for(config, 1, 9))
+    model.trial_pass(ids_for(config, 1, 9))
     assert len(calls) == 2 * 2
 
 

@@ -32,7 +32,7 @@ class MadeAhead(nn.Module):
     def embed(self, ids: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def tried(self, ids: mx.array) -> mx.array:
+    def trial_pass(self, ids: mx.array) -> mx.array:
         raise NotImplementedError
 
     @property
@@ -63,7 +63,7 @@ class MadeAhead(nn.Module):
         """
         length = MAX_ROWS + 1
         try:
-            mx.eval(self.tried(mx.zeros((1, length), mx.int32)))
+            mx.eval(self.trial_pass(mx.zeros((1, length), mx.int32)))
         except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
             self._step = self._compiled = self._snapshot = None
             lines = str(error).strip().splitlines() or ["no reason given"]

@@ -77,7 +77,7 @@ class Decoder(MadeAhead):
     ) -> mx.array:
         given = inputs if input_embeddings is None else input_embeddings
         if cache and (given.shape[1] > 1 or is_empty(cache[0])):
-            self.renew()  # between the steps of a sequence it is not asked: that would take longer than some of them
+            self.renew()  # not between the steps of a sequence, of which it would take a part
         if input_embeddings is None and (logits := self.stepped(inputs, cache)) is not None:
             return logits
         caches = self.caches(cache)
@@ -91,7 +91,7 @@ class Decoder(MadeAhead):
                 under_way.add(h)
         return self.head(whole(h))
 
-    def tried(self, ids: mx.array) -> mx.array:
+    def trial_pass(self, ids: mx.array) -> mx.array:
         """A prompt's pass without most of its blocks: all that is compiled for it, and little of its memory.
 
         Of blocks that are alike the first two: one may be given a residual, the next a sum that is still to be made.

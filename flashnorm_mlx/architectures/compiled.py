@@ -155,7 +155,7 @@ def _filled(value: Any, arrays: Iterator[mx.array]) -> Any:
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """A module, list, tuple or dict of the same kind with each item changed; anything else as it is."""
     if isinstance(value, nn.Module):
-        made = type(value).__new__(type(value))  # copy.copy takes three times as long
+        made = type(value).__new__(type(value))  # copy.copy takes longer
         dict.update(made, {name: change(item) for name, item in value.items()})  # Module.update sets parameters
         vars(made).update(vars(value))
         vars(made).update({name: change(item) for name, item in _attributes(value).items()})

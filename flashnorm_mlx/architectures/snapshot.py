@@ -1,4 +1,4 @@
-"""What a model holds, to see later whether it still does: what is made of its layers ahead is no longer theirs else."""
+"""What a model holds, to see later whether it still does; else what was made of its layers ahead is theirs no more."""
 
 from __future__ import annotations
 

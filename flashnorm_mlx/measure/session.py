@@ -76,7 +76,7 @@ class Session:
         mx.reset_peak_memory()
         active = mx.get_active_memory()
         try:
-            if i and trial.kind == "prefill":  # behind another model's turn a prompt takes up to 13 % longer
+            if i and trial.kind == "prefill":  # behind another model's turn a prompt takes up to 14 % longer
                 trial.first_chunk.run(self.models[name], self.vocabulary, self.timer)
             sample = trial.run(self.models[name], self.vocabulary, self.timer)
         except Exception as error:  # the others go on
