@@ -81,13 +81,13 @@ class Screen:
 
     @contextmanager
     def typing_hidden(self) -> Iterator[None]:
-        """Keep the terminal from showing keys between the lines of an answer; they are there at the next prompt."""
+        """Keep keys for the next prompt, unseen, as they were pressed: a terminal that reads lines loses Ctrl-D."""
         try:
             before = termios.tcgetattr(sys.stdin)
         except (termios.error, OSError, ValueError):  # no terminal
             yield
             return
-        hidden = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        hidden = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, hidden)
         try:
             yield

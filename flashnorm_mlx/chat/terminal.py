@@ -75,6 +75,10 @@ class _Conversation:
         for line in (self._editor.trouble, None if self._session.templated else NO_TEMPLATE):
             if line:
                 self._screen.say(line)
+        with self._screen.typing_hidden():
+            return self._talk()
+
+    def _talk(self) -> int:
         while True:
             try:
                 text = self._editor.read()
@@ -110,7 +114,7 @@ class _Conversation:
 
     def _answer(self, answer: Callable[[Progress], Iterator[str]]) -> None:
         session, settings = self._session, self._session.settings
-        with _interruptible(session), self._screen.typing_hidden(), self._screen.waiting() as progress:
+        with _interruptible(session), self._screen.waiting() as progress:
             self._screen.show(answer(progress), settings.markdown)
         if line := ending(session):
             self._leaving = session.answers[-1].finish == "interrupted"

@@ -129,6 +129,15 @@ def test_ctrl_c_while_the_prompt_is_read(start):
     leave(chat, CTRL_C)  # a second one doesn't wait for the model
 
 
+def test_keys_pressed_during_an_answer_wait_for_the_prompt(start):
+    chat = start("pause=0.001")
+    chat.send("long\r")
+    chat.expect_exact("Long answer: 0, 1")
+    chat.send("tyqp\x7f\x7fped\r" + CTRL_D)
+    chat.expect_exact("You said <typed> as 2.")
+    chat.expect(pexpect.EOF)
+
+
 def test_a_terminal_that_can_do_nothing(start):
     chat = start(TERM="dumb")
     say(chat, "hello", "You said <hello> as 1.")
