@@ -14,10 +14,6 @@ from .rotating import Windowed
 class BatchKVCache(Lent, stock.BatchKVCache):
     """The sequences end together; what is in front of the shorter ones is padding, which no query sees."""
 
-    def __init__(self, left_padding: list[int]) -> None:
-        self._release_to(None, None)
-        super().__init__(left_padding)
-
     @property
     def offset(self) -> mx.array:
         """Each sequence's length ``[batch]``. mlx-lm moves it along with the other two, so it needs no place."""
@@ -63,10 +59,6 @@ class BatchKVCache(Lent, stock.BatchKVCache):
 class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
     """The same for a layer that sees a window. Sequences longer than that keep no more, but know their length."""
 
-    def __init__(self, max_size: int, left_padding: list[int]) -> None:
-        self._release_to(None, None)
-        super().__init__(max_size, left_padding)
-
     @property
     def offset(self) -> mx.array:
         """Each sequence's length ``[batch]``."""
@@ -82,7 +74,7 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
         """Where each sequence starts in what is held ``[batch]``; below 0 where its start has been moved out."""
         if self.buffer is None:
             return self._left_padding
-        return min(self.appended + self.waiting, self.max_size) - self.offset
+        return self.held - self.offset
 
     @left_padding.setter
     def left_padding(self, padding: mx.array) -> None:
@@ -115,6 +107,7 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
         self._end += tokens
         self._offset += tokens
         self._since += tokens
+        self._idx = self.held
 
     def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         self._padding, self._end = self.padding, self.end
@@ -125,7 +118,7 @@ class BatchRotatingKVCache(Windowed, stock.BatchRotatingKVCache):
 
     def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
         self._lengths_then, self._since, self.rotated = self.offset, 0, False
-        self._idx = min(self.appended, self.max_size)
+        self._idx = self.held
         self._left_padding = self._idx - self._lengths_then
         return self._in_reach(buffer)
 

@@ -20,8 +20,12 @@ class Lent:
     The class beside this one among a cache's bases is mlx-lm's; the methods at the end are each cache's own.
     """
 
-    _keys: mx.array | None
-    _values: mx.array | None
+    _keys: mx.array | None = None
+    _values: mx.array | None = None
+    buffer: mx.array | None = None
+    room: tuple[int, int, str] | None = None
+    tail: mx.array | None = None
+    appended = waiting = 0
     #: Of the kernels' last step on it; None: something else has been done to it since.
     mark: object = None
 

@@ -21,6 +21,11 @@ class Windowed(Lent):
         """The capacity that it grows to."""
         return -(-(self.max_size + self.SLACK) // 32) * 32
 
+    @property
+    def held(self) -> int:
+        """Tokens that a window reaches: where mlx-lm's own would go on, which others read without asking for keys."""
+        return min(self.appended + self.waiting, self.max_size)
+
     def capacity_for(self, length: int) -> int:
         return min(self.most, super().capacity_for(length))
 
@@ -33,6 +38,7 @@ class Windowed(Lent):
             buffer[..., : self.appended, :] = mx.stack(newest)
         self.hold(buffer)
         self._keys = self._values = None
+        self._idx = self.held
 
     def _appended(self, buffer: mx.array, newest: mx.array) -> tuple[mx.array, int]:
         """There is more room or, in the end, what no window reaches any more makes room for it."""
@@ -61,10 +67,6 @@ class RotatingKVCache(Windowed, stock.RotatingKVCache):
 
     padding: tuple[int, ...] = ()
 
-    def __init__(self, max_size: int, keep: int = 0) -> None:
-        self._release_to(None, None)
-        super().__init__(max_size, keep)
-
     @property
     def end(self) -> int:
         end: int = self.offset
@@ -72,13 +74,14 @@ class RotatingKVCache(Windowed, stock.RotatingKVCache):
 
     def _advance(self, tokens: int) -> None:
         self.offset += tokens
+        self._idx = self.held
 
     def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         held = [self._temporal_order(a) for a in (self._keys, self._values) if a is not None]
         self._lend(held, shape, dtype)
 
     def _given_back(self, buffer: mx.array) -> tuple[mx.array | None, mx.array | None]:
-        self._idx = min(self.appended, self.max_size)
+        self._idx = self.held
         return self._in_reach(buffer)
 
 

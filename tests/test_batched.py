@@ -172,6 +172,28 @@ def test_mlx_lms_batch_generator(options: dict[str, Any], tmp_path: Path, device
     assert got == answers(load_stock(path)[0])
 
 
+@pytest.mark.parametrize("held", [4, 30, 60], ids=["shorter", "longer", "longer than the window"])
+@pytest.mark.parametrize("options", [{}, WINDOWS["llama"]], ids=["full", "window"])
+def test_joining_one_of_mlx_lms(
+    options: dict[str, Any], held: int, tmp_path: Path, device: str, passes: list
+) -> None:
+    """A sequence that the kernels have joins a batch that is in mlx-lm's caches still, and the other way round."""
+    path = checkpoint(tmp_path / "m", **options)
+    model, theirs = fused(path), load_stock(path)[0]
+    for ours_joins in (True, False):
+        got = []
+        for m in (model, theirs):
+            running, single = batch_of(theirs, [9, 6]), batch_of(m, [held])
+            decoded(theirs, running, 2)
+            decoded(m, single, 3)
+            whole, other = (running, single) if ours_joins else (single, running)
+            for c, more in zip(whole, other, strict=True):
+                c.extend(more)
+            got.append(decoded(theirs, whole, 4))
+        assert relative_error(*got) <= TOLERANCE
+    assert passes.count((1, 1)) >= 6
+
+
 @pytest.mark.parametrize(("options", "ours"), [({}, BatchKVCache), (WINDOWS["llama"], BatchRotatingKVCache)])
 def test_what_mlx_lm_sees(options: dict[str, Any], ours: type, tmp_path: Path, device: str, passes: list) -> None:
     path = checkpoint(tmp_path / "m", **options)

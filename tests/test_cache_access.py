@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from test_cache import BATCH, DIM, HEADS, SHAPE, random_tokens
 
-from flashnorm_mlx.batched import BatchKVCache
+from flashnorm_mlx.batched import BatchKVCache, BatchRotatingKVCache
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.kernels.attend import TAIL
 from flashnorm_mlx.rotating import RotatingKVCache
@@ -66,3 +67,24 @@ def test_whatever_is_done_to_it_takes_its_mark(kind: str, how: str) -> None:
     assert cache.mark is mark
     touch(cache, how)
     assert cache.mark is not mark
+
+
+MAKES: dict[str, Callable[[], Any]] = {
+    "plain": KVCache,
+    "window": lambda: RotatingKVCache(4),
+    "batch": lambda: BatchKVCache([2, 0]),
+    "batch with a window": lambda: BatchRotatingKVCache(4, [2, 0]),
+}
+
+
+@pytest.mark.parametrize("kind", MAKES)
+def test_one_of_another_ones_state(kind: str) -> None:
+    cache = MAKES[kind]()
+    new = random_tokens(np.random.default_rng(0), 3)
+    cache.update_and_fetch(*new)
+    cache.make_room(1, SHAPE, mx.float32)
+    cache.wait(mx.zeros(2 * BATCH * HEADS * TAIL * DIM), 1)
+    made = type(cache).from_state(cache.state)
+    for mine, other in zip(made.state[:2], cache.state[:2], strict=True):
+        assert mx.array_equal(mine, other)
+    assert made.waiting == 0 and made.mark is None
