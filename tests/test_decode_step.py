@@ -10,13 +10,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import relative_error, tying
-from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run, tokens
+from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, rounding, run, tokens
 from mlx_lm.generate import generate_step, speculative_generate_step
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx import loader
-from flashnorm_mlx.architectures.decode import PATIENCE
+from flashnorm_mlx.architectures import decode
+from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
@@ -206,6 +207,23 @@ def test_caches_that_are_left_to_plain_operations(tmp_path: Path, device: str, p
     assert passes == []
 
 
+@pytest.mark.parametrize("touched", [False, True])
+def test_more_than_kernels_can_count_is_left_to_plain_operations(
+    touched: bool, tmp_path: Path, device: str, passes: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it comes to that: a buffer grows in the midst of steps, too."""
+    path = checkpoint(tmp_path / "m")
+    monkeypatch.setattr(decode, "COUNTABLE", 2 * 64 * 512)  # a buffer of 256 positions is half of it
+    plan: list[Action] = [("prompt", 230), *[("step", 1)] * 40]
+    model = fused(path)
+    passes.clear()
+    if touched:
+        monkeypatch.setattr(DecodeStep, "goes_on", lambda *_: False)
+    got = run(model, plan)
+    assert 0 < len(passes) < 40
+    assert error(got[-16:], run(load_stock(path)[0], plan)[-16:]) <= rounding(path, plan, device)
+
+
 def test_stock_caches_become_ours(tmp_path: Path, device: str, passes: list) -> None:
     model = fused(checkpoint(tmp_path / "m"))
     want = model(tokens(1), cache=full_cache(model, KVCache))
@@ -244,6 +262,7 @@ def test_an_empty_cache_needs_no_prompt(tmp_path: Path, device: str, passes: lis
 UNCOVERED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"head_dim": 40}, "a head_dim of 40"),
     ("llama", {"bits": 3}, "affine quantisation with 3 bits in groups of 32"),
+    ("gemma2", {"hidden_size": 4128}, "a post-norm of 4128 numbers next to 32-bit weights"),
     ("llama", {"intermediate_size": 190}, "rows of 190 float32 weights, which are no multiple of 16 bytes"),
 ]
 

@@ -8,8 +8,18 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from checkpoints import edit_config, relative_error, write_checkpoint
+from checkpoints import (
+    edit_config,
+    random_weights,
+    relative_error,
+    stock_model,
+    tiny_config,
+    write_checkpoint,
+    write_tokenizer,
+)
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model as load_stock
+from mlx_lm.utils import quantize_model
 from test_models import SCALED, SLIDING, TOLERANCE, YARN
 
 from flashnorm_mlx import FlashNormError, cli
@@ -244,3 +254,18 @@ def test_bad_configs(tmp_path: Path, family: str, changes: dict[str, Any], messa
         load_model(path)
     assert len(str(caught.value).splitlines()) == 1
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
+def test_verify_of_a_table_in_fp4(family: str, tmp_path: Path) -> None:
+    """Stock's yields bfloat16, whatever its dtype, and would be no reference."""
+    config = tiny_config(family, **WIDE)
+    model = stock_model(config)
+    model.load_weights(list(random_weights(model).items()))
+    model, config = quantize_model(model, config, 32, 4, mode="mxfp4")
+    path = tmp_path / "m"
+    path.mkdir()
+    mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (path / "config.json").write_text(json.dumps(config))
+    write_tokenizer(path, config["vocab_size"])
+    assert all(r.logit_error <= TOLERANCE for r in verify(path).results if r.arm != "none")

@@ -92,6 +92,37 @@ def test_an_activation_without_a_gate_in_plain_form(
     assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
 
 
+@pytest.mark.parametrize("plain", ["behind a post-norm", "gated", "project"])
+@pytest.mark.parametrize("family", ["gemma2", "olmo2"])
+def test_pending_post_norms_in_plain_form(
+    family: str, plain: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured is with the post-norm, and heeded."""
+    launches = []
+
+    def choice(operation: str, forms: Mapping[str, Any], x: mx.array, residual: mx.array | None) -> str:
+        kernel, other = (form(x, residual) for form in forms.values())
+        assert error([kernel.flatten()[: other.size]], [other.flatten()]) <= 5e-6
+        assert kernel.size == other.size + x.size * ("behind a post-norm" in operation)
+        return "plain" if plain in operation else "kernel"
+
+    def launch(operation: str, *args: Any, **options: Any) -> list[mx.array]:
+        launches.append(operation)
+        return original(operation, *args, **options)
+
+    monkeypatch.setattr(fused, "fastest", choice)
+    path = checkpoint(tmp_path / "m", family)
+    model = load_model(path, kernels="reference")
+    model.fuse(measure=True)
+    original = dialect.launch
+    monkeypatch.setattr(dialect, "launch", launch)
+    if device == "harness":  # on a GPU a step is traced once
+        model(tokens(1), cache=make_prompt_cache(model))
+        # of two layers all but the first q, k, v, and the head, have a post-norm in front; o and down have none
+        assert launches.count("project") == {"behind a post-norm": 5, "gated": 7, "project": 0}[plain]
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
+
+
 def test_kernels_that_fail_are_replaced_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def launch(*args: Any, **options: Any) -> mx.array:
         raise RuntimeError("no compiler here\nand much more")

@@ -212,7 +212,7 @@ def test_loading_takes_little_more_than_the_model(
 def test_adapters_that_folding_would_make_wrong_are_refused(tmp_path: Path) -> None:
     """Those on o_proj and down_proj, which no norm is in front of, run."""
     options = {"rank": 4, "scale": 1.0, "dropout": 0.0}
-    refused = pytest.raises(FlashNormError, match=r"LoRALinear behind a norm .*mlx_lm\.fuse")
+    refused = pytest.raises(FlashNormError, match=r"LoRALinear in the place of a linear layer .*mlx_lm\.fuse")
     for keys, found in ((["self_attn.o_proj", "mlp.down_proj"], nullcontext()), (None, refused)):
         model = load_model(write_checkpoint(tmp_path / str(keys is None)))
         linear_to_lora_layers(model, 2, options | ({"keys": keys} if keys else {}))

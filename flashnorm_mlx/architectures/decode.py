@@ -43,6 +43,9 @@ OURS: dict[type, type[Cache]] = {
 #: having them compiled, the steps of a batch or of speculative decoding are.
 PATIENCE = 4
 
+#: The kernels count a buffer's elements in 32 bits.
+COUNTABLE = 2**31
+
 
 def next_positions(cache: Cache) -> tuple[int, ...]:
     """Where each sequence's next token stands; one number where all are as long."""
@@ -136,8 +139,8 @@ class DecodeStep:
                 return False
             if (type(c), c.appended, c.room) != (type(like), like.appended, like.room):
                 return False
-            if c.buffer is not None and c.buffer.size >= 2**31:  # the kernels count in 32 bits
-                return False
+        if self.is_too_large(cache, batch, length):
+            return False
         return not self.failure(batch, length, self.is_long(cache, length))
 
     def goes_on(self, ids: mx.array, cache: list) -> bool:
@@ -145,7 +148,9 @@ class DecodeStep:
         if ids.shape != self.shape or any(getattr(c, "mark", None) is not self.mark for c in cache):
             return False
         batch, length = ids.shape
-        if cache[0].waiting + length > TAIL and (batch, length, self.is_long(cache, length)) not in self.tried:
+        if cache[0].waiting + length > TAIL and (
+            (batch, length, self.is_long(cache, length)) not in self.tried or self.is_too_large(cache, batch, length)
+        ):
             return False
         return not self.is_beyond_the_tables(ids, cache)
 
@@ -171,6 +176,11 @@ class DecodeStep:
     def is_long(self, cache: list[Cache], length: int) -> bool:
         """Whether a layer's buffer is one that attention goes through in parts, or becomes it for the next tokens."""
         return max(c.capacity_for(length) for c in cache) > SHORT
+
+    def is_too_large(self, cache: list[Cache], batch: int, length: int) -> bool:
+        """Whether a layer's buffer is, or becomes for the next tokens, larger than the kernels can count."""
+        sizes = (2 * batch * block.heads.kv_heads * block.heads.head_dim for block in self.cached)
+        return any(size * c.capacity_for(length) >= COUNTABLE for size, c in zip(sizes, cache, strict=True))
 
     def failure(self, batch: int, length: int, is_long: bool) -> str:
         """Why a step of this shape can't be had, else nothing. Its kernels are chosen, compiled and run once for it."""

@@ -16,6 +16,10 @@ ACTIVATIONS = ("silu", "gelu_pytorch_tanh", "gelu", "relu", "relu2")
 MAX_ROWS = 8
 
 
+#: Words of a row of W that a threadgroup has at once, at most: 4 a lane.
+MAX_WORDS = 4 * 32 * 32
+
+
 class Variant(NamedTuple):
     """How the work is laid out over threads."""
 
@@ -114,6 +118,11 @@ def project(
         },
     )
     return y
+
+
+def covers_whole(w: Packed) -> bool:
+    """Whether there is a kernel for a post-norm or a mean, which take all of a row of x at once."""
+    return w.columns * w.bits // 32 <= MAX_WORDS
 
 
 def default_variant(w: Packed, rows: int, *, gated: bool, whole: bool = False) -> Variant:

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from ..kernels.attend import attend
 from ..kernels.choice import fastest
 from ..kernels.packed import Packed, Uncovered, pack
-from ..kernels.project import project
+from ..kernels.project import covers_whole, project
 from .attention import Attention
 from .mlp import ACTIVATIONS, GatedMLP, gated_halves
 from .norm import Fusion, PostNorm, add_clipped, settled
@@ -71,6 +71,9 @@ class Projection:
         self.prepare, self.eps, self.centred = fusion.prepare, fusion.eps, fusion.centred
         post = (None, None) if pending is None or self.prepare else (pending.norm["weight"], pending.factor)
         self.packed: Packed = pack(layer, dtype, fusion.gain, *post, norm_bias=fusion.bias)
+        if (self.packed.post_gain or self.centred) and not covers_whole(self.packed):
+            what = "mean" if self.centred else "post-norm"
+            raise Uncovered(f"a {what} of {self.packed.columns} numbers next to {self.packed.bits}-bit weights")
         self.plain_for: set[int] = set()
 
     def normed(
@@ -79,25 +82,12 @@ class Projection:
         """Of the residual: ``[rows, out]``, and the residual with what was due to it."""
         if self.pending is None or h.due is None:
             return self(h.x, rows, x_offset=h.start, softcap=softcap, times=times), h
-        if not self.packed.post_gain:
-            x = h.x.flatten()[h.start : h.start + h.due.size].reshape(rows, -1)
-            whole = self.pending(x, h.due)
-            return self(whole, rows, softcap=softcap, times=times), Residual(whole, inputs=h.inputs)
-        y = project(
-            h.x,
-            self.packed,
-            rows=rows,
-            eps=self.eps,
-            centred=self.centred,
-            activation=self.activation,
-            gated=self.gated,
-            softcap=softcap,
-            times=times,
-            pending=h.due,
-            post_eps=self.pending.norm.eps,
-            x_offset=h.start,
-        )
-        return y, Residual(y, y.size - h.due.size, inputs=h.inputs)
+        if self.packed.post_gain and rows not in self.plain_for:
+            y = self.kernel(h.x, rows, None, h.start, softcap, times, h.due)
+            return y, Residual(y, y.size - h.due.size, inputs=h.inputs)
+        x = h.x.flatten()[h.start : h.start + h.due.size].reshape(rows, -1)
+        whole = self.pending(x, h.due)
+        return self(whole, rows, softcap=softcap, times=times), Residual(whole, inputs=h.inputs)
 
     def added(self, x: mx.array, h: Residual, rows: int, x_offset: int = 0) -> Residual:
         """The residual with what the layer makes of ``x`` added, or due."""
@@ -126,6 +116,7 @@ class Projection:
         x_offset: int = 0,
         softcap: float | None = None,
         times: mx.array | None = None,
+        due: mx.array | None = None,
     ) -> mx.array:
         if self.prepare is not None:
             x = self.prepare(x)
@@ -140,6 +131,8 @@ class Projection:
             softcap=softcap,
             times=times,
             residual=residual,
+            pending=due,
+            post_eps=None if due is None or self.pending is None else self.pending.norm.eps,
             x_offset=x_offset,
         )
 
@@ -181,15 +174,17 @@ class Projection:
             ("around its mean", self.centred),
             ("with gain", w.gain),
             ("with bias", w.bias),
+            ("behind a post-norm", w.post_gain),
             (f"{'gated by' if self.gated else 'through'} {self.activation}", self.activation is not None),
             ("added", self.adds),
         ):
             operation += f", {word}" * applies
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
+        due, pending = (x, self.pending) if w.post_gain else (None, None)
         forms = {
-            "kernel": lambda x, residual: self.kernel(x, rows, residual),
-            "plain": lambda x, residual: self.plain(x, rows, residual),
+            "kernel": lambda x, residual: self.kernel(x, rows, residual, due=due),
+            "plain": lambda x, residual: self.plain(x if pending is None else pending(x, x), rows, residual),
         }
         if fastest(operation, forms, x, residual) == "plain":
             self.plain_for.add(rows)

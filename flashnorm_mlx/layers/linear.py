@@ -22,8 +22,8 @@ def product(layer: nn.Module, x: mx.array) -> mx.array:
     """
     if "weight" not in layer:
         raise FlashNormError(
-            f"{type(layer).__name__} behind a norm is not supported: its gain is folded into the layer that it stands "
-            "around; fuse adapters into the weights first (mlx_lm.fuse)"
+            f"{type(layer).__name__} in the place of a linear layer is not supported: it has no weights of its own, "
+            "which norms are folded into; fuse adapters into the weights first (mlx_lm.fuse)"
         )
     if isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
         return mx.quantized_matmul(
