@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and other libraries' in a line."""
 
 
 class FlashNormError(Exception):
@@ -7,3 +7,9 @@ class FlashNormError(Exception):
     Raised for everything that the user or a file can cause: a wrong path, a broken checkpoint, an option out of
     range. The command line prints its message and exits with 1; any other exception is a bug of ours.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first; its type's name where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

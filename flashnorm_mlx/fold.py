@@ -77,9 +77,7 @@ def fold_affine(
     return weight if gain is None else fold_gain(weight, gain), bias
 
 
-def fold_centring(
-    weight: mx.array, bias: mx.array | None = None, *, dtype: mx.Dtype | None = None
-) -> tuple[mx.array, mx.array | None]:
+def fold_centring(weight: mx.array, bias: mx.array | None = None) -> tuple[mx.array, mx.array | None]:
     """``V* = V - s/n``: the layer *in front of* a LayerNorm writes a vector of mean zero (§1.2).
 
     ``s`` holds the sums over the ``n`` output channels, so ``V* x = V x - mean(V x)``; LayerNorm becomes RMSNorm.
@@ -87,7 +85,7 @@ def fold_centring(
     Shapes: ``weight [out, in]``, ``bias [out]``; the mean is over ``out``.
     """
     w = weight.astype(mx.float32)
-    centred = (w - mx.mean(w, axis=-2, keepdims=True)).astype(dtype or weight.dtype)
+    centred = (w - mx.mean(w, axis=-2, keepdims=True)).astype(weight.dtype)
     return centred, None if bias is None else centre(bias)
 
 
@@ -97,12 +95,12 @@ def centre(vectors: mx.array) -> mx.array:
     return (x - mx.mean(x, axis=-1, keepdims=True)).astype(vectors.dtype)
 
 
-def fold_root_mean(weight: mx.array, *, dtype: mx.Dtype | None = None) -> mx.array:
+def fold_root_mean(weight: mx.array) -> mx.array:
     """``W* = √n W``: turns the mean into a sum (appendix B), so that ``x/RMS(x) Wᵀ = x/RSS(x) W*ᵀ``.
 
     ``RSS(x) = sqrt(Σx² + nε)`` (see :func:`inverse_rss`); ``n`` is the layer's input size.
     """
-    return (weight.astype(mx.float32) * weight.shape[-1] ** 0.5).astype(dtype or weight.dtype)
+    return (weight.astype(mx.float32) * weight.shape[-1] ** 0.5).astype(weight.dtype)
 
 
 def inverse_rms(x: mx.array, eps: float | mx.array = 0.0) -> mx.array:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .architectures.base import Decoder, named_arrays
 from .checkpoint import DTYPES, Checkpoint, open_checkpoint
@@ -63,9 +62,8 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
     model = configured(checkpoint, {})
     check_tensors(checkpoint, model)
     args, tensors = model.args, model.headers(checkpoint.tensors)
-    read_by_head = model.embedding if args.tie_word_embeddings else None
-    tables = {p for p, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not read_by_head}
-    looked_up = {name for name in tensors if name.rpartition(".")[0] in tables}
+    tables = model.looked_up
+    read = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in tables}
     computing = compute_dtype(dtype) or _file_dtype(checkpoint)
     return Info(
         path=checkpoint.path,
@@ -74,7 +72,7 @@ def inspect(path: str | Path, dtype: str | None = None) -> Info:
         parameters=sum(a.size for _, a in named_arrays(model)),
         weights=describe_weights(checkpoint),
         file_bytes=checkpoint.nbytes,
-        bytes_per_token=round(sum(t.nbytes * model.read_share(n) for n, t in tensors.items() if n not in looked_up)),
+        bytes_per_token=round(sum(t.nbytes * model.read_share(name) for name, t in read.items())),
         cache_bytes_per_position=args.cache_width_of_all * computing.size,
         compute_dtype=dtype_name(computing),
         device=device_name(),

@@ -15,7 +15,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from . import architectures
 from .architectures.base import Decoder
 from .checkpoint import Checkpoint, local, open_checkpoint, read_json
-from .errors import FlashNormError
+from .errors import FlashNormError, first_line
 from .kernels.dialect import backend
 from .kernels.packed import Failed, Uncovered
 from .layers.norm import ARMS
@@ -75,9 +75,8 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=DOWNLOADED))
     except Exception as error:  # the hub's client raises many kinds, from HTTP, files and validation
         at = f" at revision {revision!r}" if revision else ""
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FlashNormError(
-            f"{name}: no such folder here, and it could not be had from the hub{at}: {reason}"
+            f"{name}: no such folder here, and it could not be had from the hub{at}: {first_line(error)}"
         ) from None
 
 
@@ -119,7 +118,8 @@ def _fuse(model: Decoder, kernels: str, reader: Reader, progress: Progress) -> N
         model.try_prompt()
     except Uncovered as reason:
         if kernels == "fused":
-            raise FlashNormError(f"kernels='fused': there is no kernel for {reason}; use kernels='auto'") from None
+            why = "the kernels fail for" if isinstance(reason, Failed) else "there is no kernel for"
+            raise FlashNormError(f"kernels='fused': {why} {reason}; use kernels='auto'") from None
         if isinstance(reason, Failed):
             warnings.warn(f"flashnorm: fused kernels fail, plain operations take their place: {reason}", stacklevel=3)
     if not reader.left:

@@ -149,7 +149,7 @@ def _run(make: Callable[[], nn.Module], ids: list[int], greedy_tokens: int) -> _
 
 
 class _Float32Embedding(nn.QuantizedEmbedding):
-    """A table in an fp4 or fp8 format yields bfloat16, whatever the model's dtype; what is to be compared is float32."""
+    """In an fp4 or fp8 format a table yields bfloat16, whatever the model's dtype; a reference is in float32."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return super().__call__(x).astype(mx.float32)

@@ -174,9 +174,7 @@ def test_mlx_lms_batch_generator(options: dict[str, Any], tmp_path: Path, device
 
 @pytest.mark.parametrize("held", [4, 30, 60], ids=["shorter", "longer", "longer than the window"])
 @pytest.mark.parametrize("options", [{}, WINDOWS["llama"]], ids=["full", "window"])
-def test_joining_one_of_mlx_lms(
-    options: dict[str, Any], held: int, tmp_path: Path, device: str, passes: list
-) -> None:
+def test_joining_one_of_mlx_lms(options: dict[str, Any], held: int, tmp_path: Path, device: str, passes: list) -> None:
     """A sequence that the kernels have joins a batch that is in mlx-lm's caches still, and the other way round."""
     path = checkpoint(tmp_path / "m", **options)
     model, theirs = fused(path), load_stock(path)[0]

@@ -57,7 +57,7 @@ FOLDED = {n: tiny_config(FAMILY, **o) for n, o in (("dense", {"tie_word_embeddin
 
 
 def folds_of(name: str) -> tuple[Fold, ...]:
-    return gemma4_text.Model(gemma4_text.Config.from_dict(FOLDED[name])).folds()
+    return gemma4_text.Model(gemma4_text.Config.from_dict(FOLDED[name])).folds
 
 
 KINDS = [(name, i) for name in FOLDED for i, f in enumerate(folds_of(name)) if f.into]
@@ -67,7 +67,7 @@ MISSED = [(name, i, c) for name, i in KINDS for c in folds_of(name)[i].into if l
 def with_fold(monkeypatch: pytest.MonkeyPatch, name: str, i: int, **changes: Any) -> None:
     folds = folds_of(name)
     changed = (*folds[:i], replace(folds[i], **changes), *folds[i + 1 :])
-    monkeypatch.setattr(gemma4_text.Model, "folds", lambda self: changed)
+    monkeypatch.setattr(gemma4_text.Model, "folds", property(lambda self: changed))
 
 
 @pytest.mark.parametrize(("name", "i"), KINDS)

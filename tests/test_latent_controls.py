@@ -32,14 +32,14 @@ def error(config: dict[str, Any], *, tiny_residuals: bool = False, one_by_one: b
 
 def folds_of(config: dict[str, Any]) -> tuple[Fold, ...]:
     family = architectures.find(config["model_type"])
-    return family.Model(family.Config.from_dict(config)).folds()
+    return family.Model(family.Config.from_dict(config)).folds
 
 
 def with_folds(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], i: int, **changes: Any) -> None:
     """One of a model's declared norms, declared otherwise."""
     folds = folds_of(config)
     changed = (*folds[:i], replace(folds[i], **changes), *folds[i + 1 :])
-    monkeypatch.setattr(architectures.find(config["model_type"]).Model, "folds", lambda self: changed)
+    monkeypatch.setattr(architectures.find(config["model_type"]).Model, "folds", property(lambda self: changed))
 
 
 CONFIGS = {f"{f}-{n}": tiny_config(f, **o) for f in FAMILIES for n, o in (("full", {}), ("lite", LITE))}
@@ -73,7 +73,9 @@ def test_one_expert_not_folded(family: str, monkeypatch: pytest.MonkeyPatch) -> 
     model_class = architectures.find(family).Model
     inner = model_class.stored_as
     monkeypatch.setattr(
-        model_class, "stored_as", lambda self, *a: tuple(n for n in inner(self, *a) if ".experts.5.up_" not in n)
+        model_class,
+        "stored_as",
+        lambda self, *a, **k: tuple(n for n in inner(self, *a, **k) if ".experts.5.up_" not in n),
     )
     assert error(config, one_by_one=True) > SEEN
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import first_line
 from ..kernels.packed import Failed
 from ..kernels.project import MAX_ROWS
 from ..layers.rope import Positions
@@ -66,8 +67,7 @@ class MadeAhead(nn.Module):
             mx.eval(self.trial_pass(mx.zeros((1, length), mx.int32)))
         except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
             self._step = self._compiled = self._snapshot = None
-            lines = str(error).strip().splitlines() or ["no reason given"]
-            raise Failed(f"a prompt of {length} tokens on this device: {lines[0]}") from None
+            raise Failed(f"a prompt of {length} tokens on this device: {first_line(error)}") from None
 
     @property
     def kernels(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -41,7 +42,8 @@ class Stack(nn.Module):
 class Decoder(MadeAhead):
     """A causal language model with mlx-lm's interface: ``model(ids [B, L], cache) -> logits [B, L, V]``.
 
-    A family's Model builds its blocks in :meth:`block` and declares its norms in ``FOLDS``.
+    A family's Model builds its blocks in :meth:`block` and declares its norms in ``FOLDS``; where they depend on the
+    config, in :attr:`folds`.
     """
 
     FOLDS: ClassVar[tuple[Fold, ...]]
@@ -158,6 +160,11 @@ class Decoder(MadeAhead):
         """Whose rows are added up in front of the blocks: the tokens' and, if there is another, the positions'."""
         return (self.embedding,)
 
+    @property
+    def looked_up(self) -> set[str]:
+        """The tables of which a token reads a row, by name; one that is the head, too, is read whole."""
+        return {path for path, m in self.named_modules() if isinstance(m, nn.Embedding) and m is not self.output}
+
     def layer_inputs(self, ids: mx.array | None, h: mx.array) -> list[tuple[mx.array, ...]]:
         """What each layer has as its own input, ``[batch, length, dims]``; ``h``: the embeddings."""
         return [()] * len(self.layers)
@@ -178,9 +185,15 @@ class Decoder(MadeAhead):
         windows = [layer.kind[0] for layer in self.layers]
         return [full() if window is None else rotating(window) for window in windows]
 
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The norms of this config's model."""
+        return self.FOLDS
+
     def plan(self, names: Any) -> Plan:
         """What becomes of each norm of a checkpoint that holds the tensors ``names``."""
-        return make_plan(self.FOLDS, self.args.num_hidden_layers, names, marked=self.args.marked)
+        stored_as = partial(self.stored_as, names=names)
+        return make_plan(self.folds, self.args.num_hidden_layers, names, marked=self.args.marked, stored_as=stored_as)
 
     def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
         """A stock checkpoint's tensors as this model wants them: cast, and folded unless the arm is ``baseline``.

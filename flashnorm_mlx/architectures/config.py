@@ -19,6 +19,10 @@ C = TypeVar("C", bound="Config")
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
+#: A field's type: an integer that may be 0.
+Count = int
+
+
 @dataclass(kw_only=True)
 class Config:
     """What every decoder has. A family's own Config adds fields and checks.
@@ -186,6 +190,19 @@ class Config:
         if LOCAL in kinds and self.sliding_window is None:
             fail(f"sliding_window is missing, and layer_types has {LOCAL}")
 
+    def check_multi_head(self) -> None:
+        """Raise a FlashNormError unless each head has its own key."""
+        if self.kv_heads != self.num_attention_heads:
+            fail(f"num_key_value_heads {self.kv_heads} is not num_attention_heads {self.num_attention_heads}")
+
+    def check_rotated(self, dims: int) -> None:
+        """Raise a FlashNormError unless RoPE can rotate the first ``dims`` channels of a head."""
+        if not 2 <= dims <= self.head_size or dims % 2:
+            fail(
+                f"partial_rotary_factor {self.partial_rotary_factor} rotates {dims} of {self.head_size} dimensions; "
+                "RoPE rotates pairs"
+            )
+
 
 def fail(what: str) -> None:
     """Raise a FlashNormError about config.json."""
@@ -278,8 +295,10 @@ def is_number(value: object) -> bool:
 
 
 def _typed(name: str, annotation: str, value: Any) -> Any:
-    """``value`` as the field's type says, or a FlashNormError. All our integers and floats are positive."""
+    """``value`` as the field's type says, or a FlashNormError. All our floats and integers but counts are positive."""
     kind = annotation.split(" | ")[0]
+    if kind == "Count" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31):
+        fail(f"{name} must be an integer from 0 on, not {value!r}")
     if kind == "int" and not (is_number(value) and value == int(value) and 1 <= value < 2**31):
         fail(f"{name} must be a positive integer, not {value!r}")
     if kind == "float" and not (is_number(value) and value > 0):

@@ -16,6 +16,7 @@ from mlx_lm.models import cache as stock
 
 from ..batched import BatchKVCache, BatchRotatingKVCache
 from ..cache import KVCache
+from ..errors import first_line
 from ..kernels.attend import SHORT, TAIL, default_layout
 from ..kernels.embed import embed
 from ..kernels.packed import Failed
@@ -194,8 +195,7 @@ class DecodeStep:
                 caches = self.blank(batch, 2 * SHORT if is_long else KVCache.step)
                 mx.eval(self(mx.zeros((batch, length), mx.int32), caches))
             except (RuntimeError, ValueError) as error:  # a compiler's or a driver's, of any kind
-                lines = str(error).strip().splitlines() or ["no reason given"]
-                self.tried[key] = f"{batch} x {length} tokens on this device: {lines[0]}"
+                self.tried[key] = f"{batch} x {length} tokens on this device: {first_line(error)}"
                 if (batch, length) != (1, 1):
                     warnings.warn(f"flashnorm: plain operations take the place of {self.tried[key]}", stacklevel=2)
         return self.tried[key]

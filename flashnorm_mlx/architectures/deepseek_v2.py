@@ -15,7 +15,7 @@ from ..layers import moe, rope
 from ..layers.latent import ExpandedAttention, LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS
-from ..plan import Fold, Plan, make_plan
+from ..plan import Fold
 from . import config as base
 from . import latent_config, llama
 from .base import Decoder, named_arrays
@@ -138,6 +138,7 @@ class Model(Decoder):
     def fuse(self, *, measure: bool = False, read: Callable[[nn.Module], None] | None = None) -> None:
         raise Uncovered("multi-head latent attention")
 
+    @property
     def folds(self) -> tuple[Fold, ...]:
         """This model's norms; which there are, and who consumes them, depends on the config."""
         args, latent = self.args, self.args.q_lora_rank is not None
@@ -169,15 +170,6 @@ class Model(Decoder):
     def latent_fold(self) -> Fold:
         """What becomes of the norm of the latent that keys and values come from."""
         return Fold(_ATTENTION + "kv_a_layernorm", (_ATTENTION + "kv_b_proj",), scale="deferred: behind the product")
-
-    def plan(self, names: Any) -> Plan:
-        return make_plan(
-            self.folds(),
-            self.args.num_hidden_layers,
-            names,
-            marked=self.args.marked,
-            stored_as=lambda module: self.stored_as(module, names),
-        )
 
     def stored_as(self, module: str, names: Container[str]) -> tuple[str, ...]:
         """Experts are stored stacked, or one by one."""

@@ -8,13 +8,9 @@ from typing import Any, ClassVar, TypeVar
 
 from ..layers.rope import rope_type
 from . import config as base
-from .config import GLOBAL, LOCAL
+from .config import GLOBAL, LOCAL, Count
 
 C = TypeVar("C", bound="Config")
-
-#: A field's type: an integer that may be 0.
-Count = int
-
 
 #: What a key's absence means, where null means another thing: nothing of the kind.
 ABSENT: dict[str, Any] = {
@@ -142,9 +138,6 @@ class Config(base.Config):
 
     def check(self) -> None:
         super().check()
-        for key in ("num_kv_shared_layers", "hidden_size_per_layer_input"):
-            if not isinstance(value := getattr(self, key), int) or isinstance(value, bool) or not 0 <= value < 2**31:
-                base.fail(f"{key} must be an integer from 0 on, not {value!r}")
         if self.hidden_activation not in self.ACTIVATIONS:
             base.fail(f"hidden_activation {self.hidden_activation!r} is not supported (gelu_pytorch_tanh is)")
         for key in ("attention_bias", "rope_scaling"):

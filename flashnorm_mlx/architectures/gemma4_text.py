@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from ..layers import proportional, rope
 from ..layers.mlp import GatedMLP
 from ..layers.norm import PostNorm
 from ..layers.qkv_norm import QKVNormAttention
-from ..plan import Fold, Plan, Stored, make_plan
+from ..plan import Fold, Stored
 from . import gemma2, llama
 from .base import Decoder
 from .gemma4_block import Block, Seen
@@ -175,10 +175,7 @@ class Model(Decoder):
             return (self.args.top_k_experts or 0) / (self.args.num_experts or 1)
         return super().read_share(name)
 
-    def plan(self, names: Any) -> Plan:
-        stored_as = partial(self.stored_as, names=names)
-        return make_plan(self.folds(), self.args.num_hidden_layers, names, marked=self.args.marked, stored_as=stored_as)
-
+    @property
     def folds(self) -> tuple[Fold, ...]:
         """This model's norms; who consumes them depends on the layer."""
         args = self.args

@@ -101,8 +101,7 @@ class Config(layernorm.Config):
 
     def check(self) -> None:
         super().check()
-        if self.kv_heads != self.num_attention_heads:
-            base.fail(f"num_key_value_heads {self.kv_heads} is not num_attention_heads {self.num_attention_heads}")
+        self.check_multi_head()
         if self.intermediate_size != 4 * self.hidden_size:
             base.fail(f"intermediate_size {self.intermediate_size} is not supported for gpt2 (4 hidden_size is)")
         if self.hidden_act not in GELU:

@@ -9,11 +9,9 @@ from typing import Any, ClassVar, TypeVar
 from ..layers import rope, yarn
 from ..layers.latent import Sizes
 from . import config as base
+from .config import Count
 
 C = TypeVar("C", bound="Config")
-
-#: A field's type: an integer that may be 0.
-Count = int
 
 
 @dataclass(kw_only=True)
@@ -53,13 +51,9 @@ class Config(base.Config):
     def check(self) -> None:
         if self.qk_rope_head_dim % 2:
             base.fail(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; RoPE rotates pairs")
-        if self.kv_heads != self.num_attention_heads:
-            base.fail(f"num_key_value_heads {self.kv_heads} is not num_attention_heads {self.num_attention_heads}")
+        self.check_multi_head()
         self.head_dim = self.qk_rope_head_dim  # what RoPE turns, as transformers has it
         super().check()
-        for key in ("first_k_dense_replace", "num_nextn_predict_layers"):
-            if not isinstance(value := getattr(self, key), int) or isinstance(value, bool) or not 0 <= value < 2**31:
-                base.fail(f"{key} must be an integer from 0 on, not {value!r}")
         if not self.rope_interleave:
             base.fail(f"rope_interleave false is not supported for {self.model_type}")
         _check_default(self.rope_scaling)

@@ -16,7 +16,7 @@ from ..layers.layernorm import ARMS
 from ..layers.norm import ARMS as RMS_ARMS
 from ..layers.norm import settled
 from ..layers.rope import rope_type
-from ..plan import Fold, Plan, Writer, make_centred_plan
+from ..plan import Plan, Writer, make_centred_plan
 from . import config as base
 from .base import Decoder
 
@@ -68,11 +68,6 @@ class LayerNormDecoder(Decoder):
 
     def norm(self) -> nn.Module:
         return ARMS[self.args.arm](self.args.hidden_size, self.args.rms_norm_eps)
-
-    @property
-    def folds(self) -> tuple[Fold, ...]:
-        """``FOLDS`` as this config has them."""
-        return self.FOLDS
 
     @property
     def output(self) -> nn.Module:

@@ -108,8 +108,7 @@ class Config(layernorm.Config):
 
     def check(self) -> None:
         super().check()
-        if self.kv_heads != self.num_attention_heads:
-            base.fail(f"num_key_value_heads {self.kv_heads} is not num_attention_heads {self.num_attention_heads}")
+        self.check_multi_head()
         if self.intermediate_size % 2:
             base.fail(f"intermediate_size {self.intermediate_size} is odd; it is of gate and up together")
         if self.head_size % 2:

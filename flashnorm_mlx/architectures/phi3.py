@@ -103,14 +103,10 @@ class Config(base.Config):
 
     def check(self) -> None:
         super().check()
-        heads, dims = self.num_attention_heads, self.rotary_dims
+        heads = self.num_attention_heads
         if self.hidden_size % heads or self.head_size != self.hidden_size // heads:
             base.fail(f"head_dim {self.head_size} is not hidden_size {self.hidden_size} / num_attention_heads {heads}")
-        if not 2 <= dims <= self.head_size or dims % 2:
-            base.fail(
-                f"partial_rotary_factor {self.partial_rotary_factor} rotates {dims} of {self.head_size} "
-                "dimensions; RoPE rotates pairs"
-            )
+        self.check_rotated(self.rotary_dims)
         if rope_type(self.rope_scaling) in LONGROPE:
             self._check_longrope(self.rope_scaling or {})
 

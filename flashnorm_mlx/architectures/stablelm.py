@@ -109,11 +109,7 @@ class Config(layernorm.Config):
         super().check()
         if self.hidden_act != "silu":
             base.fail(f"hidden_act {self.hidden_act!r} is not supported for stablelm (silu is)")
-        if not 2 <= self.rotary_dims <= self.head_size or self.rotary_dims % 2:
-            base.fail(
-                f"partial_rotary_factor {self.partial_rotary_factor} rotates {self.rotary_dims} of {self.head_size} "
-                "dimensions; RoPE rotates pairs"
-            )
+        self.check_rotated(self.rotary_dims)
         if self.tie_word_embeddings:
             base.fail("tie_word_embeddings is not supported for stablelm")
 

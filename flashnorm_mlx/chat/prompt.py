@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import FlashNormError
+from ..errors import FlashNormError, first_line
 
 Message = dict[str, str]
 """A `role` (user or assistant) and its `content`."""
@@ -59,8 +59,8 @@ class Prompter:
         try:
             ids = list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
         except Exception as error:  # a template is a program from the checkpoint: it may raise anything
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FlashNormError(f"The model's chat template refuses this conversation: {reason}.") from error
+            said = f"The model's chat template refuses this conversation: {first_line(error)}."
+            raise FlashNormError(said) from error
         if not ids:
             raise FlashNormError("The model's chat template makes nothing of this conversation.")
         return ids

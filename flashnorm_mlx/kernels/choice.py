@@ -15,6 +15,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..errors import first_line
+
 #: A form of an operation: ``(x [rows, in], residual [rows, out] or None) -> [rows, out]``.
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
@@ -78,8 +80,8 @@ def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: m
                 mx.eval(chain(inputs, residual))
                 times[name].append(time.perf_counter() - start)
             except (RuntimeError, ValueError) as error:
-                lines = str(error).strip().splitlines() or ["no reason given"]
-                warnings.warn(f"flashnorm: {name} form of {operation} fails, another is used: {lines[0]}", stacklevel=3)
+                said = f"flashnorm: {name} form of {operation} fails, another is used: {first_line(error)}"
+                warnings.warn(said, stacklevel=3)
                 del chains[name]
     if not chains:
         raise RuntimeError(f"no form of {operation} works on this device")

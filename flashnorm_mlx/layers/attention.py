@@ -12,7 +12,7 @@ from .. import fold
 from ..errors import FlashNormError
 from ..kernels.attend import Heads
 from . import rope
-from .heads import attend
+from .heads import attend, split_heads
 from .linear import stack_into
 from .norm import Owed, settled
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
     def _heads(self, owed: Owed) -> Owed:
         """``[batch, length, heads·dim] -> [batch, heads, length, dim]``, and the scale to match."""
         y, s = owed
-        y = y.reshape(*y.shape[:2], -1, self.head_dim).transpose(0, 2, 1, 3)
+        y = split_heads(y, self.head_dim)
         return y, None if s is None else s[:, None]
 
     def _qk_norm(self, qk: mx.array, s: mx.array | None) -> mx.array:

@@ -17,7 +17,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.mla import MultiLinear
 
 from ..errors import FlashNormError
-from .heads import attend
+from .heads import attend, split_heads
 from .linear import stack_into
 from .norm import settled
 from .rope import Positions, Rotation
@@ -102,13 +102,9 @@ class LatentAttention(nn.Module):
         q, c, k_pe = mx.split(y, [-sizes.kv_lora_rank - sizes.qk_rope_head_dim, -sizes.qk_rope_head_dim], axis=-1)
         q, s_q = (q, s) if sizes.q_lora_rank is None else self.q_a_layernorm(_whole(q), self.q_b_proj, owed=s)
         s_q, s_k = (None if owed is None else owed[:, None] for owed in (s_q, s))
-        q_nope, q_pe = mx.split(self._heads(q), [sizes.qk_nope_head_dim], axis=-1)
+        q_nope, q_pe = mx.split(split_heads(q, q.shape[-1] // sizes.num_heads), [sizes.qk_nope_head_dim], axis=-1)
         q_pe, k_pe = positions.rotate(q_pe, s_q), positions.rotate(k_pe[:, None], s_k)
         return (settled(q_nope, s_q), q_pe, k_pe), _whole(c), s
-
-    def _heads(self, y: mx.array) -> mx.array:
-        """``[batch, length, heads·dim] -> [batch, heads, length, dim]``."""
-        return y.reshape(*y.shape[:2], self.sizes.num_heads, -1).transpose(0, 2, 1, 3)
 
 
 class ExpandedAttention(LatentAttention):
@@ -121,7 +117,8 @@ class ExpandedAttention(LatentAttention):
     def qkv(self, norm: nn.Module, h: mx.array, positions: Positions) -> QKV:
         """Norm → latents → norms → project → RoPE: ``[batch, heads, length, dim]`` each."""
         (q_nope, q_pe, k_pe), c, s = self._project(norm, h, positions)
-        kv = self._heads(settled(*self.kv_a_layernorm(c, self.kv_b_proj, owed=s)))
+        kv = settled(*self.kv_a_layernorm(c, self.kv_b_proj, owed=s))
+        kv = split_heads(kv, kv.shape[-1] // self.sizes.num_heads)
         k_nope, v = mx.split(kv, [self.sizes.qk_nope_head_dim], axis=-1)
         k_pe = mx.broadcast_to(k_pe, (*k_nope.shape[:-1], k_pe.shape[-1]))
         return mx.concatenate([q_nope, q_pe], axis=-1), mx.concatenate([k_nope, k_pe], axis=-1), v

@@ -11,10 +11,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..loader import compute_dtype, load_model
+from ..errors import first_line
+from ..loader import Progress, compute_dtype, load_model
 from .loop import Timer, Trial
-
-Progress = Callable[[str, int, int], None]
 
 
 def load_arm(name: str, folder: Path, dtype: str | None) -> nn.Module:
@@ -72,5 +71,4 @@ def _loaded(load: Callable[[], Any], timer: Timer) -> tuple[Any, dict[str, Any]]
 
 def described(error: Exception) -> str:
     """An error as one line of a report."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    return f"{type(error).__name__}: {first_line(error)}"[:300]

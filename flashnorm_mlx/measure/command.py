@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import FlashNormError
+from ..loader import Progress
 from . import files, machine
-from .arms import Progress, load_all
+from .arms import load_all
 from .launches import launches
 from .loop import Timer, Trial, trials
 from .report import show

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .. import architectures
 from ..architectures.base import Decoder, named_arrays
@@ -50,9 +49,7 @@ def footprint(config: dict[str, Any], *, bits: int = 4, group_size: int = 64, de
     family = architectures.find(config.get("model_type"))
     model: Decoder = family.Model(family.Config.from_dict({**config, "arm": "baseline"}))
     args = model.args
-    tables = {path for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
-    if args.tie_word_embeddings:
-        tables -= {path for path, module in model.named_modules() if module is model.embedding}
+    tables = model.looked_up
     read = {name: a for name, a in named_arrays(model) if name.rpartition(".")[0] not in tables}
     weights = sum(_nbytes(name, a, bits, group_size) * model.read_share(name) for name, a in read.items())
     return Footprint(

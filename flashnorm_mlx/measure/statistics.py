@@ -20,9 +20,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "mean": statistics.fmean(values), "sd": sd}
 
 
-def interval(
-    value: float, statistic: Callable[..., np.ndarray], sizes: Sequence[int], seed: int = SEED
-) -> dict[str, Any]:
+def interval(value: float, statistic: Callable[..., np.ndarray], sizes: Sequence[int]) -> dict[str, Any]:
     """``value`` with its percentile bootstrap interval, ``{value, low, high}``; no limits from a single repetition.
 
     Args:
@@ -30,7 +28,7 @@ def interval(
     """
     if min(sizes) < 2:
         return {"value": value, "low": None, "high": None}
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     found = statistic(*(random.integers(0, n, (RESAMPLES, n)) for n in sizes))
     found = found[np.isfinite(found)]
     if not len(found):

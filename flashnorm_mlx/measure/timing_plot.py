@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import FlashNormError
+from ..errors import FlashNormError, first_line
 from .simulator import ORDERS, Timeline
 
 COLOURS = {"RMS(a)": "#e9c46a", "scale": "#8ab17d", "compute": "#9ecae1"}
@@ -110,6 +110,6 @@ def _saved(figure: Any, path: str) -> Path:
     try:
         figure.savefig(target, dpi=130)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise FlashNormError(f"--plot {path}: {reason}") from None
     return target

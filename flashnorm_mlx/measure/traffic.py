@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from ..checkpoint import open_checkpoint
 from ..loader import configured
@@ -43,8 +42,7 @@ def traffic(folder: Path, computing: mx.Dtype) -> Traffic:
     checkpoint = open_checkpoint(folder)
     model = configured(checkpoint, {})
     tensors = model.headers(checkpoint.tensors)
-    read_by_head = model.embedding if model.args.tie_word_embeddings else None
-    tables = {path for path, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not read_by_head}
+    tables = model.looked_up
     weights = 0.0
     for name, tensor in tensors.items():
         if name.rpartition(".")[0] not in tables:
