@@ -16,25 +16,94 @@ from mlx_lm.models import cache as stock
 from .kernels.attend import TAIL
 
 
-class KVCache(stock.KVCache):
+class Buffered:
     """``buffer [2, batch, kv_heads, capacity, head_dim]`` and, behind it, ``waiting`` tokens in ``tail``.
 
-    ``tail`` starts with ``[2, batch, kv_heads, TAIL, head_dim]``. Whoever reads ``keys``, ``values`` or ``state``
-    finds everything in the buffer, so that mlx-lm saves, copies, trims, merges and quantises this cache as its own;
-    it bears the same name because prompt-cache files hold the class's name.
+    ``tail`` starts with ``[2, batch, kv_heads, TAIL, head_dim]``. The class beside this one among a cache's bases is
+    mlx-lm's; the methods at the end are each cache's own.
     """
 
-    #: Tokens in front of each sequence that are none; empty: there are no such.
-    padding: tuple[int, ...] = ()
+    buffer: mx.array | None = None
+    #: The buffer's batch, capacity and dtype, which must agree between the layers of a model for a fused step.
+    room: tuple[int, int, str] | None = None
+    tail: mx.array | None = None
+    waiting = 0
     #: Of the kernels' last step on it; None: something else has been done to it since.
     mark: object = None
 
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Tokens in front of each sequence that are none; empty: there are no such."""
+        return ()
+
+    @property
+    def capacity(self) -> int:
+        return 0 if self.room is None else self.room[1]
+
+    def capacity_for(self, length: int) -> int:
+        """What it is, or becomes for so many more tokens."""
+        return max(self.capacity, size_for(self.end + length))
+
+    def fits(self, batch: int, dtype: mx.Dtype) -> bool:
+        """Whether what is in it is of so many sequences and of this dtype."""
+        return self.room in (None, (batch, self.capacity, str(dtype)))
+
+    def hold(self, buffer: mx.array | None) -> None:
+        """Take over a buffer."""
+        self.buffer, self.mark = buffer, None
+        self.room = None if buffer is None else room_of(buffer)
+
+    def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
+        if self.buffer is None:
+            self._borrow(shape, dtype)
+        if self.waiting + length > TAIL:
+            self.settle()
+
+    def wait(self, tail: mx.array, length: int, mark: object = None) -> None:
+        """Take over a tail that has ``length`` more tokens in it, from a step of this ``mark``."""
+        self.tail, self.mark = tail, mark
+        self.waiting += length
+        self._advance(length)
+
+    def settle(self) -> None:
+        """Append what waits in the tail to the buffer."""
+        self.mark = None
+        if self.waiting:
+            assert self.buffer is not None and self.tail is not None
+            _, batch, heads, _, dim = self.buffer.shape
+            newest = self.tail[: 2 * batch * heads * TAIL * dim].reshape(2, batch, heads, TAIL, dim)
+            self._append(newest[..., : self.waiting, :])
+
+    @property
+    def end(self) -> int:
+        """How many tokens it has taken in, padding among them."""
+        raise NotImplementedError
+
+    def _advance(self, tokens: int) -> None:
+        """Count tokens that wait in the tail."""
+        raise NotImplementedError
+
+    def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        """Make a buffer with what the cache holds in it."""
+        raise NotImplementedError
+
+    def _append(self, newest: mx.array) -> None:
+        """Put all that waits, ``[2, batch, kv_heads, waiting, head_dim]``, behind what the buffer holds.
+
+        If this is interrupted, nothing is lost or there twice.
+        """
+        raise NotImplementedError
+
+
+class KVCache(Buffered, stock.KVCache):
+    """Everything is in the buffer, for whoever reads ``keys``, ``values`` or ``state``.
+
+    So mlx-lm saves, copies, trims, merges and quantises this cache as its own; it bears the same name because
+    prompt-cache files hold the class's name.
+    """
+
     def __init__(self) -> None:
-        self.buffer: mx.array | None = None
-        #: The buffer's batch, capacity and dtype, which must agree between the layers of a model for a fused step.
-        self.room: tuple[int, int, str] | None = None
-        self.tail: mx.array | None = None
-        self.waiting = 0
         self.offset = 0
 
     @classmethod
@@ -47,71 +116,39 @@ class KVCache(stock.KVCache):
         if keys is not None:
             cache.state = keys, values, offset
 
-    def fits(self, batch: int, dtype: mx.Dtype) -> bool:
-        """Whether what is in it is of so many sequences and of this dtype."""
-        return self.room in (None, (batch, self.capacity, str(dtype)))
-
-    def hold(self, buffer: mx.array | None) -> None:
-        """Take over a buffer."""
-        self.mark = None
-        self.buffer = buffer
-        self.room = None if buffer is None else room_of(buffer)
-
     @property
     def appended(self) -> int:
         """Tokens in the buffer."""
         return self.offset - self.waiting
 
-    @property
-    def capacity(self) -> int:
-        return 0 if self.room is None else self.room[1]
+    def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
+        self.hold(room((2, *shape[:2], self.step, shape[2]), dtype))
 
-    def capacity_for(self, length: int) -> int:
-        """What it is, or becomes for so many more tokens."""
-        return max(self.capacity, size_for(self.offset + length))
+    def _advance(self, tokens: int) -> None:
+        self.offset += tokens
 
-    def settle(self) -> None:
-        """Append what waits in the tail to the buffer."""
-        self.mark = None
-        if self.waiting:
-            assert self.buffer is not None and self.tail is not None
-            _, batch, heads, _, dim = self.buffer.shape
-            newest = self.tail[: 2 * batch * heads * TAIL * dim].reshape(2, batch, heads, TAIL, dim)
-            start = self.appended
-            self._reserve(self.offset)
-            self.buffer[..., start : self.offset, :] = newest[..., : self.offset - start, :]
-            self.waiting = 0  # last, so that nothing is lost if this is interrupted
-
-    def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
-        """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""
-        if self.buffer is None:
-            self.hold(room((2, *shape[:2], self.step, shape[2]), dtype))
-        if self.waiting + length > TAIL:
-            self.settle()
-
-    def wait(self, tail: mx.array, length: int, mark: object = None) -> None:
-        """Take over a tail that has ``length`` more tokens in it, from a step of this ``mark``."""
-        self.tail, self.mark = tail, mark
-        self.waiting += length
-        self.offset += length
+    def _append(self, newest: mx.array) -> None:
+        buffer = self._reserve(self.offset)
+        buffer[..., self.appended : self.offset, :] = newest
+        self.waiting = 0
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.settle()
         start, end = self.offset, self.offset + keys.shape[2]
         if self.buffer is None:
             self.hold(room((2, *keys.shape[:2], size_for(end), keys.shape[3]), keys.dtype))
-        self._reserve(end)
-        assert self.buffer is not None
-        self.buffer[0, ..., start:end, :] = keys
-        self.buffer[1, ..., start:end, :] = values
+        buffer = self._reserve(end)
+        buffer[0, ..., start:end, :] = keys
+        buffer[1, ..., start:end, :] = values
         self.offset = end
-        return self.buffer[0, ..., :end, :], self.buffer[1, ..., :end, :]
+        return buffer[0, ..., :end, :], buffer[1, ..., :end, :]
 
-    def _reserve(self, tokens: int) -> None:
-        """Room for so many tokens."""
+    def _reserve(self, tokens: int) -> mx.array:
+        """The buffer, with room for so many tokens."""
         assert self.buffer is not None
         if tokens > self.capacity:
             self.hold(grown(self.buffer, tokens))
+        return self.buffer
 
     def _half(self, i: int) -> mx.array | None:
         """Keys or values, as a view: ``buffer[i]`` alone would be a copy."""
@@ -152,7 +189,6 @@ class KVCache(stock.KVCache):
 
     @property
     def end(self) -> int:
-        """How many tokens it has taken in."""
         return self.offset
 
     def trim(self, n: int) -> int:

@@ -65,8 +65,6 @@ class Windowed(Lent):
 class RotatingKVCache(Windowed, stock.RotatingKVCache):
     """It bears mlx-lm's name because prompt-cache files hold the class's name."""
 
-    padding: tuple[int, ...] = ()
-
     @property
     def end(self) -> int:
         end: int = self.offset
