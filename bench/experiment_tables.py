@@ -22,7 +22,7 @@ def multiplier_table(results: Results) -> str:
     """Multiplications a token and layer, in the mean over layers; each column has what stands left of it."""
     forms = ("stock", "folded", "deferred", "glu", "rope", "cancelled", "reglu", "engine")
     names = ("as stock", "gain folded", "scale deferred", "GLU (§2)", "in RoPE (§3)", "cancelled (§4)", "if ReGLU (§2)")
-    lines = _head("shape", *names, "this engine", "of all in the layer, stock")
+    lines = _head("shape", *names, "ours, plain", "of all in the layer, stock")
     for result in results("multipliers.json"):
         for row in sorted(result["rows"], key=lambda row: row["matrix_products"]):
             counts = " | ".join(f"{row['mean'][form]:,}" for form in forms)

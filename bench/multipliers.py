@@ -105,7 +105,11 @@ def attention_forms(s: Sizes) -> Sizes:
 
 
 def count(s: Sizes) -> dict[str, int]:
-    """All forms of one layer; each has what stands before it. ``engine``: this package's, which leaves §2 out."""
+    """All forms of one layer; each has what stands before it.
+
+    ``engine``: this package's in plain operations, which leaves §2 out. Its kernels' is ``deferred``, for what they
+    multiply in a product's epilogue costs nothing there.
+    """
     a, f = attention_forms(s), ffn_forms(s)
     forms = {name: a[name] + f[name] for name in ("stock", "folded", "deferred")}
     forms["glu"] = a["deferred"] + f["glu"]

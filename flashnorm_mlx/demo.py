@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 from . import __version__
 from .converter import convert
 from .errors import FlashNormError
+from .folders import cache_folder
 from .loader import Progress
 
 
@@ -20,14 +19,6 @@ def demo_source() -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise FlashNormError("the demo model did not come with this installation; name a model: flashnorm chat MODEL")
-
-
-def cache_folder() -> Path:
-    """Where this user keeps what can be made again."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "flashnorm"
-    home = Path.home()
-    return (home / "Library/Caches" if sys.platform == "darwin" else home / ".cache") / "flashnorm"
 
 
 def converted_demo(progress: Progress | None = None) -> Path:

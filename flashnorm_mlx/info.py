@@ -125,7 +125,8 @@ def _kernels(model: Decoder) -> tuple[str, ...]:
         if any(operation.startswith(f"project {rows} x {columns},") for rows, columns in shapes):
             times = ", ".join(f"{form} {us:g} µs" for form, us in known["us"].items())
             lines.append(f"{operation}: {known['form']} ({times})")
-    return tuple(lines) or (f"fused, {which}; measured when the model is first loaded",)
+    head = f"{which}: a kernel applies a scale behind its product, in the same launch, q's and k's too"
+    return (head, *(lines or ["where there are kernels, they are measured when the model is first loaded"]))
 
 
 def _fates(steps: tuple[Step, ...]) -> tuple[NormFate, ...]:

@@ -1,6 +1,6 @@
 """Which norm goes where in a checkpoint: names only, no arrays.
 
-An architecture declares its norms once (``FOLDS``); the loader, the converter and ``flashnorm info`` read the same
+An architecture declares its norms once (``folds``); the loader, the converter and ``flashnorm info`` read the same
 declarations, and so none of them names an architecture.
 """
 

@@ -140,7 +140,7 @@ def test_a_spoilt_file_is_measured_anew(content: str) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_no_harm(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "flashnorm_mlx").write_text("not a folder", encoding="utf-8")
+    (home / "flashnorm").write_text("not a folder", encoding="utf-8")
     assert choice.fastest("op", {"kernel": quick, "plain": slow}, X, None) == "kernel"
     assert choice.measured() == {}
 
@@ -179,10 +179,11 @@ def test_info_shows_what_was_measured_for_the_model(tmp_path: Path, monkeypatch:
     path = write_checkpoint(tmp_path / "m")
     assert "need a GPU" in info.inspect(path).kernels[0]
     monkeypatch.setattr(info, "backend", lambda: "metal")
-    assert info.inspect(path).kernels == ("fused, metal; measured when the model is first loaded",)
+    head, line = info.inspect(path).kernels
+    assert head.startswith("metal: ") and "measured when the model is first loaded" in line
     args = load_model(path).args
     mine = f"project {2 * args.intermediate_size} x {args.hidden_size}, 4-bit in 64, float16, 1 rows"
     for operation in (mine, "project 7 x 11, 4-bit in 64, float16, 1 rows"):
         choice.fastest(operation, {"kernel": quick, "plain": slow}, X, None)
-    (line,) = info.inspect(path).kernels
+    _, line = info.inspect(path).kernels
     assert line.startswith(f"{mine}: kernel (kernel ") and "plain" in line

@@ -13,7 +13,8 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from flashnorm_mlx import FlashNormError, demo, generate, load
-from flashnorm_mlx.demo import cache_folder, converted_demo, demo_source
+from flashnorm_mlx.demo import converted_demo, demo_source
+from flashnorm_mlx.folders import cache_folder
 from flashnorm_mlx.loader import load_model
 from flashnorm_mlx.verify import read_ids, verify
 

@@ -1,4 +1,4 @@
-"""One file a family, found by config.json's ``model_type``. A file declares Config, Model, FOLDS and TINY."""
+"""One file a family, found by config.json's ``model_type``. A file declares Config, Model, its norms and TINY."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALIASES = {"mistral": "llama"}
 #: Modules here that are no families.
 SHARED = (
     *("ahead", "base", "block", "compiled", "config", "decode", "gemma4_block", "gemma4_config", "gemma4_decode"),
-    *("latent_config", "layernorm", "snapshot", "steps", "under_way"),
+    *("latent_config", "layernorm", "snapshot", "steps", "under_way", "values"),
 )
 
 

@@ -12,15 +12,12 @@ import mlx.core as mx
 from ..errors import FlashNormError
 from ..layers.rope import YARN, rope_type
 from ..plan import is_marked
+from .values import fail, is_number, typed
 
 C = TypeVar("C", bound="Config")
 
 #: What ``layer_types`` may have: a layer whose attention sees everything, and one that sees a window.
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
-
-
-#: A field's type: an integer that may be 0.
-Count = int
 
 
 @dataclass(kw_only=True)
@@ -67,7 +64,7 @@ class Config:
                 if f.default is dataclasses.MISSING:
                     raise FlashNormError(f"config.json: {f.name} is missing{_HINTS.get(f.name, '')}")
                 continue
-            known[f.name] = _typed(f.name, str(f.type), raw[f.name])
+            known[f.name] = typed(f.name, str(f.type), raw[f.name])
         config = cls(**known)
         config.check()
         return config
@@ -204,18 +201,6 @@ class Config:
             )
 
 
-def fail(what: str) -> None:
-    """Raise a FlashNormError about config.json."""
-    raise FlashNormError(f"config.json: {what}")
-
-
-def refuse(raw: Mapping[str, Any], model_type: str, expected: Mapping[str, Any]) -> None:
-    """Raise a FlashNormError for a key whose value asks for what a family's model doesn't have."""
-    for key, value in expected.items():
-        if raw.get(key) not in (None, value):
-            fail(f"{key} {raw[key]!r} is not supported for {model_type} ({value!r} is)")
-
-
 _HINTS = {
     "rope_theta": " (at the top level and in rope_parameters); add it: Llama 2's is 10000.0",
 }
@@ -287,24 +272,3 @@ def _check_yarn(scaling: dict) -> None:
     for key, usual in (("attention_factor", None), ("truncate", True)):
         if scaling.get(key, usual) != usual:
             fail(f"rope_scaling: {key} is not supported")
-
-
-def is_number(value: object) -> bool:
-    """A finite number of ordinary size; JSON admits any, and booleans are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def _typed(name: str, annotation: str, value: Any) -> Any:
-    """``value`` as the field's type says, or a FlashNormError. All our floats and integers but counts are positive."""
-    kind = annotation.split(" | ")[0]
-    if kind == "Count" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31):
-        fail(f"{name} must be an integer from 0 on, not {value!r}")
-    if kind == "int" and not (is_number(value) and value == int(value) and 1 <= value < 2**31):
-        fail(f"{name} must be a positive integer, not {value!r}")
-    if kind == "float" and not (is_number(value) and value > 0):
-        fail(f"{name} must be a positive number, not {value!r}")
-    if kind in ("bool", "str", "dict", "list"):
-        expected = {"bool": bool, "str": str, "dict": dict, "list": list}[kind]
-        if not isinstance(value, expected):
-            fail(f"{name} must be a {kind}, not {value!r}")
-    return int(value) if kind == "int" else float(value) if kind == "float" else value

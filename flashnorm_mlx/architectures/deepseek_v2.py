@@ -16,10 +16,10 @@ from ..layers.latent import ExpandedAttention, LatentAttention
 from ..layers.mlp import GatedMLP
 from ..layers.norm import ARMS
 from ..plan import Fold
-from . import config as base
 from . import latent_config, llama
 from .base import Decoder, named_arrays
 from .block import Block
+from .values import fail
 
 #: ε of the latents' norms, whatever rms_norm_eps is.
 LATENT_EPS = 1e-6
@@ -76,13 +76,13 @@ class Config(latent_config.Config):
 
     def check_routing(self) -> None:
         if self.topk_method not in ("greedy", "group_limited_greedy"):
-            base.fail(f"topk_method {self.topk_method!r} is not supported (greedy and group_limited_greedy are)")
+            fail(f"topk_method {self.topk_method!r} is not supported (greedy and group_limited_greedy are)")
         if self.topk_method == "group_limited_greedy" and None in (self.n_group, self.topk_group):
-            base.fail("n_group or topk_group is missing, and topk_method is group_limited_greedy")
+            fail("n_group or topk_group is missing, and topk_method is group_limited_greedy")
         if self.scoring_func != "softmax":
-            base.fail(f"scoring_func {self.scoring_func!r} is not supported for {self.model_type} (softmax is)")
+            fail(f"scoring_func {self.scoring_func!r} is not supported for {self.model_type} (softmax is)")
         if self.norm_topk_prob:
-            base.fail(f"norm_topk_prob is not supported for {self.model_type}")
+            fail(f"norm_topk_prob is not supported for {self.model_type}")
 
     @property
     def groups(self) -> tuple[int, int]:

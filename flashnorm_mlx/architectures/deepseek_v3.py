@@ -13,8 +13,8 @@ from ..layers import moe
 from ..layers.latent import AbsorbedAttention
 from ..layers.rope import Rotation
 from ..plan import Fold
-from . import config as base
 from . import deepseek_v2, latent_config
+from .values import fail
 
 _ATTENTION = "model.layers.{i}.self_attn."
 
@@ -47,12 +47,12 @@ class Config(latent_config.Config):
 
     def check_routing(self) -> None:
         if self.topk_method != "noaux_tc":
-            base.fail(f"topk_method {self.topk_method!r} is not supported for {self.model_type} (noaux_tc is)")
+            fail(f"topk_method {self.topk_method!r} is not supported for {self.model_type} (noaux_tc is)")
         if self.scoring_func != "sigmoid":
-            base.fail(f"scoring_func {self.scoring_func!r} is not supported for {self.model_type} (sigmoid is)")
+            fail(f"scoring_func {self.scoring_func!r} is not supported for {self.model_type} (sigmoid is)")
         groups, experts = self.n_group or 1, self.n_routed_experts or 0
         if groups > 1 and experts < 2 * groups:
-            base.fail(f"n_routed_experts {experts} is less than two for each of n_group {groups}")
+            fail(f"n_routed_experts {experts} is less than two for each of n_group {groups}")
 
     @property
     def cache_width(self) -> int:

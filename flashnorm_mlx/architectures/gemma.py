@@ -9,6 +9,7 @@ from . import config as base
 from . import llama
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail
 
 FOLDS = tuple(replace(fold, plus_one=True) for fold in llama.FOLDS)
 
@@ -35,11 +36,11 @@ class Config(base.Config):
         super().check()
         self.check_tied()
         if self.attention_bias:
-            base.fail(f"attention_bias is not supported for {self.model_type}")
+            fail(f"attention_bias is not supported for {self.model_type}")
 
     def check_tied(self) -> None:
         if not self.tie_word_embeddings:
-            base.fail(f"tie_word_embeddings is false; {self.model_type}'s head is its embedding table")
+            fail(f"tie_word_embeddings is false; {self.model_type}'s head is its embedding table")
 
     @property
     def activation(self) -> str:

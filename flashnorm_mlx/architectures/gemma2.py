@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..plan import Fold
-from . import config as base
 from . import gemma
 from .base import Decoder
 from .block import Block, Names, attention_and_mlp
+from .values import refuse
 
 NAMES = Names(
     attention_norm="input_layernorm",
@@ -58,7 +58,7 @@ class Config(gemma.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        base.refuse(raw, "gemma2", {"hidden_activation": "gelu_pytorch_tanh"})
+        refuse(raw, "gemma2", {"hidden_activation": "gelu_pytorch_tanh"})
         return super().from_dict({**ABSENT, **raw})
 
     def is_local(self, index: int) -> bool:

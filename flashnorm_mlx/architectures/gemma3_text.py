@@ -11,10 +11,10 @@ import numpy as np
 
 from ..layers.rope import rope_type
 from ..plan import Fold
-from . import config as base
 from . import gemma, gemma2, qwen3
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail, refuse
 
 _QK_NORM = "fused into RoPE's tables"
 
@@ -67,7 +67,7 @@ class Config(gemma.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        base.refuse(raw, "gemma3_text", FIXED)
+        refuse(raw, "gemma3_text", FIXED)
         return super().from_dict(_from_layer_types(raw))
 
     def check_layer_types(self) -> None:
@@ -76,7 +76,7 @@ class Config(gemma.Config):
             len(kinds) != self.num_hidden_layers
             or any(kind != ("full_attention", "sliding_attention")[self.is_local(i)] for i, kind in enumerate(kinds))
         ):
-            base.fail(
+            fail(
                 "layer_types must be full_attention where the layer's number, from 1, is a multiple of "
                 f"{self.sliding_window_pattern}, and sliding_attention in all others"
             )
@@ -136,13 +136,13 @@ def _from_layer_types(raw: Mapping[str, Any]) -> dict[str, Any]:
         rope = {kind: nested.get(kind) for kind in ("full_attention", "sliding_attention")}
         for kind, entry in rope.items():
             if not isinstance(entry, Mapping):
-                base.fail(f"rope_parameters: {kind} is missing, or is no object")
+                fail(f"rope_parameters: {kind} is missing, or is no object")
         local = rope["sliding_attention"] or {}
         if rope_type(local) != "default":
-            base.fail(f"rope_parameters: sliding_attention is of type {rope_type(local)!r}; only default is supported")
+            fail(f"rope_parameters: sliding_attention is of type {rope_type(local)!r}; only default is supported")
         bases = [b for b in (raw.get("rope_local_base_freq"), local.get("rope_theta")) if b is not None]
         if bases and bases[0] != bases[-1]:
-            base.fail("rope_local_base_freq is not the rope_theta of sliding_attention in rope_parameters; remove one")
+            fail("rope_local_base_freq is not the rope_theta of sliding_attention in rope_parameters; remove one")
         out["rope_local_base_freq"] = bases[0] if bases else None
         out["rope_parameters"] = rope["full_attention"]
     return out

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from ..layers.rope import rope_type
 from . import config as base
-from .config import GLOBAL, LOCAL, Count
+from .config import GLOBAL, LOCAL
+from .values import Count, fail, is_number
 
 C = TypeVar("C", bound="Config")
 
@@ -66,7 +67,7 @@ class Config(base.Config):
     @classmethod
     def from_dict(cls: type[C], raw: Mapping[str, Any]) -> C:
         if raw.get("per_layer_config") is not None:
-            base.fail("per_layer_config is not supported; write global_head_dim and num_global_key_value_heads instead")
+            fail("per_layer_config is not supported; write global_head_dim and num_global_key_value_heads instead")
         given = {key: value for key, value in raw.items() if key != "rope_parameters"}
         config = super().from_dict({**ABSENT, **given})
         config.rope_parameters = ROPE_PARAMETERS if (r := raw.get("rope_parameters")) is None else r
@@ -139,19 +140,19 @@ class Config(base.Config):
     def check(self) -> None:
         super().check()
         if self.hidden_activation not in self.ACTIVATIONS:
-            base.fail(f"hidden_activation {self.hidden_activation!r} is not supported (gelu_pytorch_tanh is)")
+            fail(f"hidden_activation {self.hidden_activation!r} is not supported (gelu_pytorch_tanh is)")
         for key in ("attention_bias", "rope_scaling"):
             if getattr(self, key):
-                base.fail(f"{key} is not supported for {self.model_type}")
+                fail(f"{key} is not supported for {self.model_type}")
         if self.use_bidirectional_attention not in (None, "vision"):
-            base.fail(f"use_bidirectional_attention {self.use_bidirectional_attention!r} is not supported")
+            fail(f"use_bidirectional_attention {self.use_bidirectional_attention!r} is not supported")
         if (self.global_head_dim or 0) % 2:
-            base.fail(f"global_head_dim {self.global_head_dim} is odd; RoPE rotates pairs")
+            fail(f"global_head_dim {self.global_head_dim} is odd; RoPE rotates pairs")
         if self.num_attention_heads % (self.num_global_key_value_heads or 1):
             heads, kv_heads = self.num_attention_heads, self.num_global_key_value_heads
-            base.fail(f"num_attention_heads {heads} is not a multiple of num_global_key_value_heads {kv_heads}")
+            fail(f"num_attention_heads {heads} is not a multiple of num_global_key_value_heads {kv_heads}")
         if self.hidden_size_per_layer_input and self.vocab_size_per_layer_input < self.vocab_size:
-            base.fail(
+            fail(
                 f"vocab_size_per_layer_input {self.vocab_size_per_layer_input} is less than vocab_size "
                 f"{self.vocab_size}; every token has inputs"
             )
@@ -162,43 +163,43 @@ class Config(base.Config):
     def _check_layers(self) -> None:
         layers, shared = self.num_hidden_layers, self.num_kv_shared_layers
         if shared >= layers:
-            base.fail(f"num_kv_shared_layers {shared} of num_hidden_layers {layers} leaves none to share from")
+            fail(f"num_kv_shared_layers {shared} of num_hidden_layers {layers} leaves none to share from")
         for kind in sorted({*self.kinds[self.first_shared :]} - {*self.kinds[: self.first_shared]}):
-            base.fail(f"num_kv_shared_layers {shared}: none of the layers before is of the type {kind}, to share from")
+            fail(f"num_kv_shared_layers {shared}: none of the layers before is of the type {kind}, to share from")
 
     def _check_experts(self) -> None:
         for key in ("num_experts", "top_k_experts", "moe_intermediate_size"):
             if getattr(self, key) is None:
-                base.fail(f"{key} is missing, and enable_moe_block is true")
+                fail(f"{key} is missing, and enable_moe_block is true")
         if (self.top_k_experts or 0) > (self.num_experts or 0):
-            base.fail(f"top_k_experts {self.top_k_experts} is more than num_experts {self.num_experts}")
+            fail(f"top_k_experts {self.top_k_experts} is more than num_experts {self.num_experts}")
 
     def check_ropes(self, global_factor: object) -> None:
         """Raise a FlashNormError for RoPE parameters that are missing, contradict, or are of another type."""
         ropes = self.rope_parameters
         if not isinstance(ropes, dict):
-            base.fail(f"rope_parameters must be a dict, not {ropes!r}")
+            fail(f"rope_parameters must be a dict, not {ropes!r}")
         assert ropes is not None
         for kind in sorted(set(self.kinds)):
             where, rope = f"rope_parameters: {kind}", ropes.get(kind)
             if not isinstance(rope, dict):
-                base.fail(f"{where} must be a dict, not {rope!r}")
+                fail(f"{where} must be a dict, not {rope!r}")
                 continue
             types = {str(rope[key]) for key in ("type", "rope_type") if rope.get(key) is not None}
             if len(types) > 1:
-                base.fail(f"{where}: its type is both {' and '.join(sorted(types))}; remove one")
+                fail(f"{where}: its type is both {' and '.join(sorted(types))}; remove one")
             name = rope_type(rope)
             if name not in ("default", "linear", "proportional"):
-                base.fail(f"{where}: RoPE of type {name!r} is not supported (default, linear, proportional are)")
+                fail(f"{where}: RoPE of type {name!r} is not supported (default, linear, proportional are)")
             for key in ("rope_theta", *(k for k in ("factor",) if name == "linear" or k in rope)):
-                if not base.is_number(rope.get(key)) or not rope[key] > 0:
-                    base.fail(f"{where}: {key} must be a positive number, not {rope.get(key)!r}")
+                if not is_number(rope.get(key)) or not rope[key] > 0:
+                    fail(f"{where}: {key} must be a positive number, not {rope.get(key)!r}")
             part = rope.get("partial_rotary_factor", 1.0)
-            if not base.is_number(part) or not 0 < part <= 1:
-                base.fail(f"{where}: partial_rotary_factor must be a number from 0 to 1, not {part!r}")
+            if not is_number(part) or not 0 < part <= 1:
+                fail(f"{where}: partial_rotary_factor must be a number from 0 to 1, not {part!r}")
             if name != "proportional" and part != 1:
-                base.fail(f"{where}: partial_rotary_factor {part!r} is not supported for RoPE of type {name}")
+                fail(f"{where}: partial_rotary_factor {part!r} is not supported for RoPE of type {name}")
             if name == "default" and rope.get("factor", 1.0) != 1.0:
-                base.fail(f"{where}: factor is given, and the type is default")
+                fail(f"{where}: factor is given, and the type is default")
             if kind == GLOBAL and global_factor not in (None, part):
-                base.fail(f"global_partial_rotary_factor is {global_factor!r}, and {part!r} in {where}; remove one")
+                fail(f"global_partial_rotary_factor is {global_factor!r}, and {part!r} in {where}; remove one")

@@ -16,9 +16,9 @@ from ..layers.heads import split_heads
 from ..layers.norm import settled
 from ..layers.rope import Positions, Rotation
 from ..plan import Fold, Stored, Writer
-from . import config as base
 from . import layernorm
 from .block import Block, Names, Norm
+from .values import fail, refuse
 
 _LAYER_NORM: dict[str, Any] = {"parameters": ("weight", "bias"), "centres": True}
 
@@ -83,7 +83,7 @@ class Config(layernorm.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        base.refuse(
+        refuse(
             raw,
             "gpt2",
             {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
@@ -103,11 +103,11 @@ class Config(layernorm.Config):
         super().check()
         self.check_multi_head()
         if self.intermediate_size != 4 * self.hidden_size:
-            base.fail(f"intermediate_size {self.intermediate_size} is not supported for gpt2 (4 hidden_size is)")
+            fail(f"intermediate_size {self.intermediate_size} is not supported for gpt2 (4 hidden_size is)")
         if self.hidden_act not in GELU:
-            base.fail(f"hidden_act {self.hidden_act!r} is not supported for gpt2 ({', '.join(GELU)} are)")
+            fail(f"hidden_act {self.hidden_act!r} is not supported for gpt2 ({', '.join(GELU)} are)")
         if not self.tie_word_embeddings:
-            base.fail("tie_word_embeddings is false, or lm_head.weight is in the files: gpt2's head is its table wte")
+            fail("tie_word_embeddings is false, or lm_head.weight is in the files: gpt2's head is its table wte")
 
 
 class Attention(attention.Attention):

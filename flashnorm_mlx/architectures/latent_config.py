@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from ..layers import rope, yarn
 from ..layers.latent import Sizes
 from . import config as base
-from .config import Count
+from .values import Count, fail
 
 C = TypeVar("C", bound="Config")
 
@@ -45,35 +45,35 @@ class Config(base.Config):
     def from_dict(cls: type[C], raw: Mapping[str, Any]) -> C:
         for key in cls.REQUIRED:
             if key not in raw:
-                base.fail(f"{key} is missing")
+                fail(f"{key} is missing")
         return super().from_dict(raw)
 
     def check(self) -> None:
         if self.qk_rope_head_dim % 2:
-            base.fail(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; RoPE rotates pairs")
+            fail(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; RoPE rotates pairs")
         self.check_multi_head()
         self.head_dim = self.qk_rope_head_dim  # what RoPE turns, as transformers has it
         super().check()
         if not self.rope_interleave:
-            base.fail(f"rope_interleave false is not supported for {self.model_type}")
+            fail(f"rope_interleave false is not supported for {self.model_type}")
         _check_default(self.rope_scaling)
         if self.rope_theta <= 1:
-            base.fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
+            fail(f"rope_theta must be greater than 1, not {self.rope_theta!r}")
         if self.n_routed_experts is not None:
             self._check_experts(self.n_routed_experts)
 
     def _check_experts(self, experts: int) -> None:
         for key in ("num_experts_per_tok", "moe_intermediate_size"):
             if getattr(self, key) is None:
-                base.fail(f"{key} is missing, and n_routed_experts is {experts}")
+                fail(f"{key} is missing, and n_routed_experts is {experts}")
         self.check_routing()
         groups, kept = self.groups
         if experts % groups:
-            base.fail(f"n_routed_experts {experts} is not a multiple of n_group {groups}")
+            fail(f"n_routed_experts {experts} is not a multiple of n_group {groups}")
         if kept > groups:
-            base.fail(f"topk_group {kept} is greater than n_group {groups}")
+            fail(f"topk_group {kept} is greater than n_group {groups}")
         if (self.num_experts_per_tok or 0) > (choice := experts // groups * kept):
-            base.fail(f"num_experts_per_tok {self.num_experts_per_tok} is more than the {choice} to choose from")
+            fail(f"num_experts_per_tok {self.num_experts_per_tok} is more than the {choice} to choose from")
 
     def check_routing(self) -> None:
         """Raise a FlashNormError for a way of choosing experts that is not the family's."""
@@ -119,4 +119,4 @@ class Config(base.Config):
 def _check_default(scaling: dict | None) -> None:
     given = {"factor", "mscale", "mscale_all_dim"} & {k for k, v in (scaling or {}).items() if v is not None}
     if given and rope.rope_type(scaling) == "default":
-        base.fail(f"rope_scaling: {sorted(given)[0]} is given, and the type is default")
+        fail(f"rope_scaling: {sorted(given)[0]} is given, and the type is default")

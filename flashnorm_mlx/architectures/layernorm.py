@@ -19,6 +19,7 @@ from ..layers.rope import rope_type
 from ..plan import Plan, Writer, make_centred_plan
 from . import config as base
 from .base import Decoder
+from .values import fail
 
 C = TypeVar("C", bound="Config")
 
@@ -43,17 +44,17 @@ class Config(base.Config):
     def check(self) -> None:
         heads = self.num_attention_heads
         if self.hidden_size % heads:
-            base.fail(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
+            fail(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}")
         if self.head_dim not in (None, self.hidden_size // heads):
-            base.fail(f"head_dim {self.head_dim} is not hidden_size {self.hidden_size} / num_attention_heads {heads}")
+            fail(f"head_dim {self.head_dim} is not hidden_size {self.hidden_size} / num_attention_heads {heads}")
         if heads % self.kv_heads:
-            base.fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}")
+            fail(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {self.kv_heads}")
         if self.rope_traditional:
-            base.fail(f"rope_traditional is not supported for {self.model_type}")
+            fail(f"rope_traditional is not supported for {self.model_type}")
         if self.partial_rotary_factor != 1.0 and not self.PARTIAL_ROPE:
-            base.fail(f"partial_rotary_factor is not supported for {self.model_type}")
+            fail(f"partial_rotary_factor is not supported for {self.model_type}")
         if rope_type(self.rope_scaling) != "default":
-            base.fail(f"rope_scaling is not supported for {self.model_type}")
+            fail(f"rope_scaling is not supported for {self.model_type}")
 
 
 class LayerNormDecoder(Decoder):

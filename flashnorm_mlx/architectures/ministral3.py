@@ -12,10 +12,10 @@ import mlx.core as mx
 from ..kernels.attend import Heads
 from ..layers import attention, rope
 from ..layers.norm import settled
-from . import config as base
 from . import llama
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail, is_number
 
 FOLDS = (
     replace(llama.FOLDS[0], scale="deferred: into RoPE's tables (q, k; q has its own), behind the product (v)"),
@@ -47,9 +47,9 @@ class Config(llama.Config):
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         nested = raw.get("rope_parameters")
         if not isinstance(nested, Mapping):
-            base.fail(f"rope_parameters must be an object, not {nested!r}")
+            fail(f"rope_parameters must be an object, not {nested!r}")
         if raw.get("rope_scaling") not in (None, nested):
-            base.fail("rope_scaling is not rope_parameters; remove it")
+            fail("rope_scaling is not rope_parameters; remove it")
         return super().from_dict({**raw, "rope_scaling": nested})
 
     def for_stock(self) -> dict[str, Any]:
@@ -76,11 +76,11 @@ class Config(llama.Config):
     def check(self) -> None:
         for key, least in (("llama_4_scaling_beta", 0), ("original_max_position_embeddings", 1)):
             value: Any = self.parameters.get(key)
-            if not (base.is_number(value) and value >= least):
-                base.fail(f"rope_parameters: {key} must be a number from {least} on, not {value!r}")
+            if not (is_number(value) and value >= least):
+                fail(f"rope_parameters: {key} must be a number from {least} on, not {value!r}")
         for key in ("attention_bias", "mlp_bias"):
             if getattr(self, key):
-                base.fail(f"{key} is not supported for ministral3")
+                fail(f"{key} is not supported for ministral3")
         super().check()
 
 

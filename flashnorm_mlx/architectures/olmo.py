@@ -14,7 +14,7 @@ from ..layers.layernorm import ARMS
 from ..layers.mlp import gated_halves
 from ..plan import Fold, Writer
 from . import block, layernorm
-from . import config as base
+from .values import fail, refuse
 
 _LAYER_NORM: dict[str, Any] = {"parameters": (), "centres": True}
 _BLOCK = "model.transformer.blocks.{i}"
@@ -94,10 +94,10 @@ class Config(layernorm.Config):
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
         if raw.get("d_model") is None and raw.get("hidden_size") is not None:
-            base.fail("d_model is missing: this is transformers' layout of OLMo; AllenAI's own is supported")
-        base.refuse(raw, "olmo", FIXED)
+            fail("d_model is missing: this is transformers' layout of OLMo; AllenAI's own is supported")
+        refuse(raw, "olmo", FIXED)
         if raw.get("layer_norm_type") not in (None, "default", "low_precision"):
-            base.fail(f"layer_norm_type {raw['layer_norm_type']!r} is not supported for olmo (default is)")
+            fail(f"layer_norm_type {raw['layer_norm_type']!r} is not supported for olmo (default is)")
         width, ratio = raw.get("d_model"), raw.get("mlp_ratio", 4)
         if raw.get("mlp_hidden_size") is None and isinstance(width, int) and isinstance(ratio, int):
             raw = {**raw, "mlp_hidden_size": ratio * width}
@@ -110,9 +110,9 @@ class Config(layernorm.Config):
         super().check()
         self.check_multi_head()
         if self.intermediate_size % 2:
-            base.fail(f"intermediate_size {self.intermediate_size} is odd; it is of gate and up together")
+            fail(f"intermediate_size {self.intermediate_size} is odd; it is of gate and up together")
         if self.head_size % 2:
-            base.fail(f"hidden_size / num_attention_heads is {self.head_size}, which is odd; RoPE rotates pairs")
+            fail(f"hidden_size / num_attention_heads is {self.head_size}, which is odd; RoPE rotates pairs")
 
 
 class Block(block.Block, attention.Attention):

@@ -15,6 +15,7 @@ from ..plan import Fold
 from . import config as base
 from .base import Decoder
 from .block import Block, Names
+from .values import fail, is_number, refuse
 
 _LAYER = "transformer.layers.{i}"
 _QK_NORM = "fused into RoPE's tables"
@@ -81,7 +82,7 @@ class Config(base.Config):
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Config:
-        base.refuse(raw, "openelm", {"activation_fn_name": "swish", "normalization_layer_name": "rms_norm"})
+        refuse(raw, "openelm", {"activation_fn_name": "swish", "normalization_layer_name": "rms_norm"})
         tied = {"share_input_output_layers": True} if raw.get("share_input_output_layers") is None else {}
         renamed = {_KEYS.get(key, key): value for key, value in {**raw, **tied}.items() if key not in _KEYS.values()}
         try:
@@ -100,15 +101,15 @@ class Config(base.Config):
         for key in ("num_query_heads", "num_kv_heads", "ffn_multipliers"):
             entries = getattr(self, key)
             if len(entries) != self.num_hidden_layers:
-                base.fail(f"{key} has {len(entries)} entries for {self.num_hidden_layers} layers")
+                fail(f"{key} has {len(entries)} entries for {self.num_hidden_layers} layers")
             whole = key != "ffn_multipliers"
-            if not all(base.is_number(n) and n > 0 and (n == int(n) or not whole) for n in entries):
-                base.fail(f"{key} must be a list of positive {'integers' if whole else 'numbers'}")
+            if not all(is_number(n) and n > 0 and (n == int(n) or not whole) for n in entries):
+                fail(f"{key} must be a list of positive {'integers' if whole else 'numbers'}")
         for i, (heads, kv_heads) in enumerate(zip(self.num_query_heads, self.num_kv_heads, strict=True)):
             if heads % kv_heads:
-                base.fail(f"num_query_heads {heads} is not a multiple of num_kv_heads {kv_heads} in layer {i}")
+                fail(f"num_query_heads {heads} is not a multiple of num_kv_heads {kv_heads} in layer {i}")
         if not self.ffn_with_glu:
-            base.fail("ffn_with_glu is false, which is not supported")
+            fail("ffn_with_glu is false, which is not supported")
         super().check()
 
     def width(self, index: int) -> int:

@@ -12,6 +12,7 @@ from . import config as base
 from . import llama
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail, is_number
 
 _ATTENTION, _MLP, _HEAD = llama.FOLDS
 
@@ -60,7 +61,7 @@ class Config(base.Config):
             inner = [raw[at] for at in ("rope_scaling", "rope_parameters") if isinstance(raw.get(at), Mapping)]
             given = [place[key] for place in (raw, *inner) if place.get(key) is not None]
             if any(value != given[0] for value in given):
-                base.fail(f"{key} is {' and '.join(map(repr, given))}; remove one")
+                fail(f"{key} is {' and '.join(map(repr, given))}; remove one")
             out[key] = given[0] if given else None
         return super().from_dict(out)
 
@@ -105,7 +106,7 @@ class Config(base.Config):
         super().check()
         heads = self.num_attention_heads
         if self.hidden_size % heads or self.head_size != self.hidden_size // heads:
-            base.fail(f"head_dim {self.head_size} is not hidden_size {self.hidden_size} / num_attention_heads {heads}")
+            fail(f"head_dim {self.head_size} is not hidden_size {self.hidden_size} / num_attention_heads {heads}")
         self.check_rotated(self.rotary_dims)
         if rope_type(self.rope_scaling) in LONGROPE:
             self._check_longrope(self.rope_scaling or {})
@@ -114,16 +115,16 @@ class Config(base.Config):
         pairs = self.rotary_dims // 2
         for key in ("short_factor", "long_factor"):
             factors = scaling.get(key)
-            if not isinstance(factors, list) or not all(base.is_number(f) and f > 0 for f in factors):
-                base.fail(f"rope_scaling: {key} must be a list of positive numbers, not {factors!r}")
+            if not isinstance(factors, list) or not all(is_number(f) and f > 0 for f in factors):
+                fail(f"rope_scaling: {key} must be a list of positive numbers, not {factors!r}")
             elif len(factors) != pairs:
-                base.fail(f"rope_scaling: {key} has {len(factors)} entries for {pairs} rotated pairs")
+                fail(f"rope_scaling: {key} has {len(factors)} entries for {pairs} rotated pairs")
         for key, value in self.trained.items():
             if value is None or value < 2:
-                base.fail(f"{key} must be an integer from 2 on, not {value!r}, where rope_scaling is a longrope")
+                fail(f"{key} must be an integer from 2 on, not {value!r}, where rope_scaling is a longrope")
         for key in ("attention_factor", "short_mscale", "long_mscale"):
             if scaling.get(key) is not None:
-                base.fail(f"rope_scaling: {key} is not supported for phi3")
+                fail(f"rope_scaling: {key} is not supported for phi3")
 
 
 class Model(Decoder):

@@ -8,6 +8,7 @@ from . import config as base
 from . import llama
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail
 
 FOLDS = llama.FOLDS
 
@@ -23,7 +24,7 @@ class Config(base.Config):
     def check(self) -> None:
         super().check()
         if self.use_sliding_window:
-            base.fail("use_sliding_window is not supported for qwen2")
+            fail("use_sliding_window is not supported for qwen2")
 
 
 class Model(Decoder):

@@ -9,6 +9,7 @@ from . import config as base
 from . import llama
 from .base import Decoder
 from .block import Block, attention_and_mlp
+from .values import fail
 
 _ATTENTION, _MLP, _HEAD = llama.FOLDS
 
@@ -38,7 +39,7 @@ class Config(base.Config):
     def check(self) -> None:
         super().check()
         if self.use_sliding_window:
-            base.fail("use_sliding_window is not supported for qwen3")
+            fail("use_sliding_window is not supported for qwen3")
 
 
 class Model(Decoder):

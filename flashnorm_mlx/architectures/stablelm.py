@@ -17,9 +17,9 @@ from ..layers.layernorm import HeadLayerNorm
 from ..layers.mlp import GatedMLP
 from ..layers.norm import settled
 from ..plan import Fold, Writer
-from . import config as base
 from . import layernorm
 from .block import Block, Names
+from .values import fail
 
 _LAYER_NORM: dict[str, Any] = {"parameters": ("weight", "bias"), "centres": True}
 _QKV = tuple(f"model.layers.{{i}}.self_attn.{p}_proj" for p in "qkv")
@@ -88,9 +88,9 @@ class Config(layernorm.Config):
         inner = nested.get("partial_rotary_factor") if isinstance(nested, Mapping) else None
         given = [f for f in (raw.get("partial_rotary_factor"), inner) if f is not None]
         if not given:
-            base.fail("partial_rotary_factor is missing (at the top level and in rope_parameters)")
+            fail("partial_rotary_factor is missing (at the top level and in rope_parameters)")
         if given[0] != given[-1]:
-            base.fail(f"partial_rotary_factor is {' and '.join(map(repr, given))}; remove one")
+            fail(f"partial_rotary_factor is {' and '.join(map(repr, given))}; remove one")
         return super().from_dict({**raw, "partial_rotary_factor": given[0]})
 
     @property
@@ -108,10 +108,10 @@ class Config(layernorm.Config):
     def check(self) -> None:
         super().check()
         if self.hidden_act != "silu":
-            base.fail(f"hidden_act {self.hidden_act!r} is not supported for stablelm (silu is)")
+            fail(f"hidden_act {self.hidden_act!r} is not supported for stablelm (silu is)")
         self.check_rotated(self.rotary_dims)
         if self.tie_word_embeddings:
-            base.fail("tie_word_embeddings is not supported for stablelm")
+            fail("tie_word_embeddings is not supported for stablelm")
 
 
 class Attention(attention.Attention):

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from ..folders import state_folder
+
 
 def history_path() -> Path:
-    """The file: below $XDG_STATE_HOME, or where macOS or Linux keep such things. RuntimeError without a home."""
-    if state := os.environ.get("XDG_STATE_HOME"):
-        base = Path(state)
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path.home() / ".local" / "state"
-    return base / "flashnorm" / "chat_history"
+    """The file. RuntimeError without a home."""
+    return state_folder() / "chat_history"
 
 
 def open_history() -> tuple[History, str | None]:

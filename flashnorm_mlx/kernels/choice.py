@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import first_line
+from ..folders import cache_folder
 
 #: A form of an operation: ``(x [rows, in], residual [rows, out] or None) -> [rows, out]``.
 Form = Callable[[mx.array, mx.array | None], mx.array]
@@ -62,8 +62,8 @@ def device() -> str:
 
 
 def file() -> Path:
-    """Where measurements are kept: ``$XDG_CACHE_HOME/flashnorm_mlx/kernels.json``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashnorm_mlx" / "kernels.json"
+    """Where measurements are kept."""
+    return cache_folder() / "kernels.json"
 
 
 def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: mx.array | None) -> dict[str, Any]:
