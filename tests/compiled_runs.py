@@ -12,7 +12,7 @@ from layer_norms import FAMILIES as LAYER_NORMS
 from layer_norms import model_of
 from mlx_lm.models.cache import make_prompt_cache
 
-from flashnorm_mlx.architectures import compiled
+from flashnorm_mlx.engine import compiled
 
 PLAN = (9, 1, 7, 1, 1, 2)
 

@@ -46,7 +46,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the passes that kernels made, once a model is ready."""
-    from flashnorm_mlx.architectures.decode import DecodeStep
+    from flashnorm_mlx.engine.decode import DecodeStep
 
     made: list[tuple[int, ...]] = []
     original = DecodeStep.__call__

@@ -15,8 +15,8 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
-from flashnorm_mlx.architectures import decode, steps
 from flashnorm_mlx.batched import BatchKVCache, BatchRotatingKVCache
+from flashnorm_mlx.engine import decode, steps
 from flashnorm_mlx.kernels.attend import TAIL
 from flashnorm_mlx.rotating import Windowed
 

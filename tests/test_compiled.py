@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import BatchKVCache
 from test_models import TOLERANCE, ids_for
 
-from flashnorm_mlx.architectures import compiled
 from flashnorm_mlx.architectures.block import Names
+from flashnorm_mlx.engine import compiled
 from flashnorm_mlx.layers.rope import Positions
 
 __all__ = ["on_a_gpu"]

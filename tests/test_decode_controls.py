@@ -10,8 +10,8 @@ import pytest
 from decode_runs import SHORT, TOLERANCE, Action, checkpoint, error, fused, run
 from mlx_lm.utils import load_model as load_stock
 
-from flashnorm_mlx.architectures import steps
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.engine import steps
 from flashnorm_mlx.layers import norm
 from flashnorm_mlx.layers.fused import FusedBlock, Pending, Projection
 

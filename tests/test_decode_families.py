@@ -16,8 +16,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from test_models import SCALED
 
-from flashnorm_mlx.architectures import decode
-from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
+from flashnorm_mlx.engine import decode
+from flashnorm_mlx.engine.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels.attend import Heads
 from flashnorm_mlx.layers.fused import FusedBlock

@@ -15,9 +15,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model as load_stock
 from test_gemma4 import MOE
 
-from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.architectures.gemma4_config import GLOBAL, LOCAL
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.engine.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.kernels import dialect
 from flashnorm_mlx.kernels.attend import Heads, default_layout, step_rows
 from flashnorm_mlx.kernels.packed import Uncovered

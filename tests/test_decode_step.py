@@ -16,9 +16,9 @@ from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
 from flashnorm_mlx import loader
-from flashnorm_mlx.architectures import decode
-from flashnorm_mlx.architectures.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.engine import decode
+from flashnorm_mlx.engine.decode import PATIENCE, DecodeStep
 from flashnorm_mlx.errors import FlashNormError
 from flashnorm_mlx.kernels import dialect
 from flashnorm_mlx.kernels.attend import default_layout, step_rows

@@ -21,9 +21,9 @@ from test_decode_gemma4 import SIZES as GEMMA_4
 
 import flashnorm_mlx
 from flashnorm_mlx import FlashNormError, convert, loader
-from flashnorm_mlx.architectures import decode
-from flashnorm_mlx.architectures.ahead import MadeAhead
 from flashnorm_mlx.architectures.base import named_arrays
+from flashnorm_mlx.engine import decode
+from flashnorm_mlx.engine.ahead import MadeAhead
 from flashnorm_mlx.loader import load_model, stop_tokens
 
 IDS = mx.array([[5, 6, 7, 8, 300, 2]])

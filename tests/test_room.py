@@ -7,8 +7,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from flashnorm_mlx.architectures.decode import DecodeStep
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.engine.decode import DecodeStep
 from flashnorm_mlx.kernels.attend import TAIL, Heads, default_layout
 from flashnorm_mlx.rotating import RotatingKVCache
 

@@ -14,8 +14,8 @@ from decode_runs import TOLERANCE, Action, checkpoint, error, fused, rounding, r
 from mlx_lm.models import cache as stock
 from mlx_lm.utils import load_model as load_stock
 
-from flashnorm_mlx.architectures.decode import DecodeStep
 from flashnorm_mlx.cache import KVCache
+from flashnorm_mlx.engine.decode import DecodeStep
 from flashnorm_mlx.kernels.attend import TAIL
 from flashnorm_mlx.rotating import RotatingKVCache
 

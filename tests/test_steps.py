@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashnorm_mlx.architectures.steps import Steps
+from flashnorm_mlx.engine.steps import Steps
 from flashnorm_mlx.kernels.attend import TAIL, Heads, default_layout, step_rows
 from flashnorm_mlx.layers.rope import Rotation
 

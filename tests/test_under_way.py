@@ -9,7 +9,7 @@ import pytest
 from checkpoints import our_model, relative_error, stock_with_weights, tiny_config
 from mlx_lm.models.cache import make_prompt_cache
 
-from flashnorm_mlx.architectures import compiled, under_way
+from flashnorm_mlx.engine import compiled, under_way
 
 TOLERANCE = 5e-6
 MOST = 64 * 400

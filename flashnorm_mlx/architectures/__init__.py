@@ -13,8 +13,8 @@ ALIASES = {"mistral": "llama"}
 
 #: Modules here that are no families.
 SHARED = (
-    *("ahead", "base", "block", "compiled", "config", "decode", "gemma4_block", "gemma4_config", "gemma4_decode"),
-    *("latent_config", "layernorm", "snapshot", "steps", "under_way", "values"),
+    *("base", "block", "config", "latent_config", "layernorm", "values"),
+    *("gemma4_block", "gemma4_config", "gemma4_decode"),
 )
 
 

@@ -17,14 +17,14 @@ from mlx_lm.models.base import create_attention_mask
 from .. import fold
 from ..cache import KVCache
 from ..checkpoint import Tensor
+from ..engine.ahead import MadeAhead
+from ..engine.under_way import UnderWay
 from ..layers.norm import ARMS, PostNorm, settled
 from ..layers.prompt import whole
 from ..layers.rope import Positions, Rotation, rotation
 from ..plan import MARKED, Fold, Plan, Stored, make_plan
 from ..rotating import RotatingKVCache
-from .ahead import MadeAhead
 from .config import Config
-from .under_way import UnderWay
 
 
 class Stack(nn.Module):

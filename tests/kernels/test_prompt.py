@@ -12,7 +12,8 @@ import pytest
 from decode_runs import checkpoint, error, fused, run
 from kernel_runs import DTYPES, activate, array, assert_close, f64
 
-from flashnorm_mlx.architectures import base, compiled
+from flashnorm_mlx.architectures import base
+from flashnorm_mlx.engine import compiled
 from flashnorm_mlx.kernels.project import ACTIVATIONS
 from flashnorm_mlx.kernels.prompt import add_norm, covers, gate
 from flashnorm_mlx.layers import prompt

@@ -53,7 +53,7 @@ class MadeAhead(nn.Module):
             Failed: if there is one, and it fails on this device.
         """
         self._compiled = None
-        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)  # type: ignore[arg-type]
+        self._step = DecodeStep(self, self.embed(mx.array([[0]])).dtype, measure=measure, read=read)
         self._snapshot = Snapshot(self)
 
     def try_prompt(self) -> None:

@@ -27,7 +27,7 @@ from .compiled import compiled
 from .steps import Steps
 
 if TYPE_CHECKING:
-    from .base import Decoder
+    from .ahead import MadeAhead
 
 
 Cache = KVCache | RotatingKVCache | BatchKVCache | BatchRotatingKVCache
@@ -59,7 +59,7 @@ class DecodeStep:
 
     Args:
         measure: let each projection be done in plain operations where those are faster.
-        read: see :meth:`.base.Decoder.fuse`.
+        read: see :meth:`.ahead.MadeAhead.fuse`.
 
     Raises:
         Uncovered: if a kernel doesn't cover one of the model's layers.
@@ -67,7 +67,7 @@ class DecodeStep:
     """
 
     def __init__(
-        self, model: Decoder, dtype: mx.Dtype, *, measure: bool, read: Callable[[nn.Module], None] | None = None
+        self, model: MadeAhead, dtype: mx.Dtype, *, measure: bool, read: Callable[[nn.Module], None] | None = None
     ) -> None:
         read, args, output = read or (lambda part: None), model.args, model.output
         # while it moves, a layer's weights are there twice: the largest go first, when there is little else
