@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from .errors import FlashNormError
+from .paths import check_plain, local
 
 #: Bytes an element of each safetensors dtype takes, and MLX's name of it (None: MLX has no such type).
 DTYPES: dict[str, tuple[int, mx.Dtype | None]] = {
@@ -129,22 +130,9 @@ def _why_no_weights(path: Path) -> str:
     return "no model*.safetensors; this is not a model's folder, or its download did not finish"
 
 
-def local(path: str | Path) -> Path:
-    """A path with ``~`` expanded; a FlashNormError for what can't be one."""
-    try:
-        expanded = Path(path).expanduser()
-        expanded.exists()  # raises for a name that is too long, or has a null byte
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise FlashNormError(f"{str(path)[:80]!r}: {reason}") from None
-    if not str(path):
-        raise FlashNormError("the path is empty; name a folder")
-    return expanded
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file, or a FlashNormError that names the file and the place."""
-    _check_regular(file)
+    check_plain(file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -158,12 +146,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _check_regular(file: Path) -> None:
-    """Raise for what exists and is no plain file: reading a pipe would wait for ever."""
-    if file.exists() and not file.is_file():
-        raise FlashNormError(f"{file}: not a plain file; download it again")
-
-
 def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors that a safetensors file holds, from its header, which must agree with the file's size.
 
@@ -174,7 +156,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     def bad(what: str) -> FlashNormError:
         return FlashNormError(f"{file}: {what}; download the file again")
 
-    _check_regular(file)
+    check_plain(file)
     try:
         size = file.stat().st_size
         with file.open("rb") as f:

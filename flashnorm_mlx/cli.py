@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import FlashNormError
+from .errors import FlashNormError, Terminated, first_line
 from .measure import arguments as bench_arguments
 from .measure.ranges import number
 
@@ -48,6 +50,7 @@ EXAMPLES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 1 an error that was said, 2 wrong usage, 130 interrupted."""
+    _prepare_streams()
     args = _parser().parse_args(argv)
     if getattr(args, "model_option", None):
         args.model = args.model_option
@@ -62,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(args)
     except FlashNormError as error:
         print(f"flashnorm: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:  # how MLX says that the device, or a compiler, failed or is full
+        if type(error) not in (RuntimeError, MemoryError):
+            raise
+        print(f"flashnorm: MLX failed: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("flashnorm: interrupted", file=sys.stderr)
@@ -78,7 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(signum: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
+    raise Terminated
+
+
+def _prepare_streams() -> None:
+    """Standard streams that are there, and can show any text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file that is opened would take its place
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = _command(commands, "convert", "fold a model's norms and quantise it")
     convert.add_argument("source", metavar="SRC", help=_MODEL)
     convert.add_argument("target", metavar="DST", help="the new folder; it must not exist")
-    convert.add_argument("--bits", type=int, choices=(4, 8), default=4, help="bits a weight (default: 4)")
-    convert.add_argument("--group-size", type=int, choices=(32, 64, 128), default=64, help="default: 64")
+    convert.add_argument("--bits", type=int, choices=(4, 8), help="bits a weight (default: 4)")
+    convert.add_argument("--group-size", type=int, choices=(32, 64, 128), help="default: 64")
     convert.add_argument("--no-quantize", action="store_true", help="fold only")
     convert.add_argument("--dtype", choices=_DTYPES, help="of what isn't quantised (default: the source's)")
     convert.add_argument("--revision", help="branch, tag or commit of a hub repository")
@@ -148,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("model", metavar="MODEL", help=_MODEL)
     _add_loading(serve)
     serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
-    serve.add_argument("--port", type=number(0, 65535, int), default=8080, help="default: 8080")
+    serve.add_argument("--port", type=number(1, 65535, int), default=8080, help="default: 8080")
 
     timing = _command(commands, "timing", "simulate the paper's machine, and predict decode speeds from bandwidths")
     timing.add_argument("--n", type=_positive, default=512, help="inputs of the projection (default: 512)")
@@ -157,12 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     instead = timing.add_mutually_exclusive_group()
     instead.add_argument("--sweep", action="store_true", help="over n/m, with k in the same ratio to n")
     instead.add_argument("--predict", metavar="SHAPE", help="a name in models/shapes, a config.json, or a folder")
-    timing.add_argument(
-        "--bits", type=int, choices=(0, 4, 8), default=4, help="of predicted weights; 0: 16 (default: 4)"
-    )
-    timing.add_argument(
-        "--depth", type=number(0, 10**7, int), default=0, help="predicted behind so many tokens (default: 0)"
-    )
+    timing.add_argument("--bits", type=int, choices=(0, 4, 8), help="of predicted weights; 0: 16 (default: 4)")
+    timing.add_argument("--depth", type=number(0, 10**7, int), help="predicted behind so many tokens (default: 0)")
     timing.add_argument("--check", action="store_true", help="with --predict: each measured row beside its prediction")
     timing.add_argument("--plot", metavar="FILE", help="draw the same as a picture (needs matplotlib)")
     return parser

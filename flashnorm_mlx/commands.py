@@ -18,7 +18,8 @@ from rich.table import Table
 from .errors import FlashNormError
 from .info import Info, describe_weights, device_name, dtype_name
 from .loader import Progress as ProgressCallback
-from .loader import load, resolve
+from .loader import has_tokenizer, load, resolve
+from .paths import local
 
 logging.getLogger("transformers").setLevel(logging.ERROR)  # a prompt's length is our care
 
@@ -44,6 +45,7 @@ def chat(args: Namespace) -> int:
 def generate(args: Namespace) -> int:
     from .chat.screen import write
     from .chat.session import Session
+    from .chat.terminal import ending
 
     prompt = args.prompt
     if prompt == "-":
@@ -53,6 +55,8 @@ def generate(args: Namespace) -> int:
     settings = _settings(args)
     session = Session(*_load(args), settings, lambda line: _err.print(line, markup=False, soft_wrap=True), raw=args.raw)
     write(session.send(prompt))
+    if line := ending(session):
+        _err.print(line, style="dim", markup=False, soft_wrap=True)
     if args.stats:
         _err.print(session.answers[-1].line(), style="dim", soft_wrap=True)
     return 0
@@ -61,7 +65,9 @@ def generate(args: Namespace) -> int:
 def convert(args: Namespace) -> int:
     from .converter import Options, convert_with_report
 
-    options = Options(args.bits, args.group_size, not args.no_quantize, args.dtype)
+    if args.no_quantize and (args.bits or args.group_size):
+        raise FlashNormError("--no-quantize goes without --bits and --group-size")
+    options = Options(args.bits or 4, args.group_size or 64, not args.no_quantize, args.dtype)
     with _progress() as progress:
         report = convert_with_report(args.source, args.target, options, revision=args.revision, progress=progress)
     folded = sum(1 for step in report.plan.steps if not step.kept)
@@ -78,13 +84,15 @@ def convert(args: Namespace) -> int:
         f"folding alone: logits agree to {check.fold_error:.0e} in float32 (largest error, relative)",
         soft_wrap=True,
     )
-    rounded = f"{args.bits}-bit weights" if not args.no_quantize else "rounding to the file's dtype"
+    rounded = f"{options.bits}-bit weights" if options.quantize else "rounding to the file's dtype"
     _out.print(
         f"with {rounded}: to {check.target_error:.0e}, on {check.positions} arbitrary tokens; "
         f"`flashnorm verify --text FILE` measures text",
         soft_wrap=True,
     )
     _out.print(f"{report.target}", markup=False, soft_wrap=True)
+    if not has_tokenizer(report.target):
+        _err.print("It has no tokenizer, for its source has none: copy tokenizer.json into it to chat.", soft_wrap=True)
     return 0
 
 
@@ -102,7 +110,7 @@ def verify(args: Namespace) -> int:
     with _progress() as progress:
         found = run(
             path,
-            text=Path(args.text).expanduser() if args.text else None,
+            text=local(args.text) if args.text is not None else None,
             max_tokens=args.max_tokens,
             greedy_tokens=args.greedy_tokens,
             tolerance=args.tolerance,
@@ -127,8 +135,10 @@ def bench(args: Namespace) -> int:
 
 
 def serve(args: Namespace) -> int:
+    from .serve import check_address
     from .serve import serve as run
 
+    check_address(args.host, args.port)
     model, tokenizer = _load(args)
     _err.print(f"http://{args.host}:{args.port}/v1/chat/completions (Ctrl-C ends)", style="dim", soft_wrap=True)
     name = Path(args.model).resolve().name if Path(args.model).is_dir() else args.model
@@ -139,9 +149,13 @@ def timing(args: Namespace) -> int:
     from .measure import timing_report
 
     k = args.k or args.n
+    predicted = {"--bits": args.bits is not None, "--depth": args.depth is not None, "--check": args.check}
+    if args.predict is None and any(predicted.values()):
+        raise FlashNormError(f"{next(o for o, given in predicted.items() if given)} goes with --predict SHAPE")
     if args.predict is not None:
+        bits = 4 if args.bits is None else args.bits
         report = timing_report.prediction(
-            args.predict, bits=args.bits, depth=args.depth, plot=args.plot, details=args.check
+            args.predict, bits=bits, depth=args.depth or 0, plot=args.plot, details=args.check
         )
     elif args.sweep:
         report = timing_report.sweep(args.n, k, args.m, plot=args.plot)

@@ -13,9 +13,10 @@ import mlx.nn as nn
 from . import fold
 from .architectures.base import Decoder
 from .checkpoint import DTYPES as FILE_DTYPES
-from .checkpoint import Checkpoint, Part, local, new_folder, open_checkpoint, write_shards
+from .checkpoint import Checkpoint, Part, new_folder, open_checkpoint, write_shards
 from .errors import FlashNormError
 from .loader import DTYPES, Progress, check_tensors, configured, resolve
+from .paths import check_globless, local
 from .plan import UNWRITABLE, Plan
 from .selfcheck import SelfCheck, self_check
 
@@ -48,9 +49,9 @@ class Options:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
+        if isinstance(self.bits, bool | float) or self.bits not in BITS:
             raise FlashNormError(f"bits {self.bits!r} is not supported; choose 4 or 8")
-        if self.group_size not in GROUP_SIZES:
+        if isinstance(self.group_size, float) or self.group_size not in GROUP_SIZES:
             raise FlashNormError(f"group size {self.group_size!r} is not supported; choose 32, 64 or 128")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise FlashNormError(f"dtype {self.dtype!r} is not known; choose one of {', '.join(DTYPES)}")
@@ -125,6 +126,7 @@ def convert_with_report(
     path, target = resolve(source, revision), local(target)
     if target.exists() and target.samefile(path):
         raise FlashNormError(f"{target}: is the source; choose another target")
+    check_globless(target.absolute())
     checkpoint = open_checkpoint(path)
     if checkpoint.config.get("quantization") or checkpoint.config.get("quantization_config"):
         raise FlashNormError(

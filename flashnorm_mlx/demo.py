@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from . import __version__
 from .converter import convert
 from .errors import FlashNormError
-from .folders import cache_folder
 from .loader import Progress
+from .paths import cache_folder
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def demo_source() -> Path:
@@ -27,6 +30,8 @@ def converted_demo(progress: Progress | None = None) -> Path:
     source = demo_source()
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
     target = cache_folder() / f"demo-{__version__}-{digest}"
+    if target.is_dir() and not all((target / file).is_file() for file in FILES):
+        shutil.rmtree(target, ignore_errors=True)  # damaged since
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

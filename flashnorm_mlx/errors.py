@@ -9,6 +9,10 @@ class FlashNormError(Exception):
     """
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was told to end (SIGTERM, SIGHUP). Whoever asks again after Ctrl-C doesn't after this."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says first; its type's name where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import warnings
 from pathlib import Path
@@ -14,11 +13,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from . import architectures
 from .architectures.base import Decoder
-from .checkpoint import Checkpoint, local, open_checkpoint, read_json
+from .checkpoint import Checkpoint, open_checkpoint, read_json
 from .errors import FlashNormError, first_line
 from .kernels.dialect import backend
 from .kernels.packed import Failed, Uncovered
 from .layers.norm import ARMS
+from .paths import check_globless, local
 from .plan import MARKED
 from .reader import Progress, Reader
 
@@ -65,6 +65,8 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     """The local folder of a path or a repository; a repository is downloaded, or found in the hub's cache."""
     path = local(path_or_repo)
     if path.exists():
+        if revision is not None:
+            raise FlashNormError(f"{path}: a folder has no revisions; leave out revision {revision!r}")
         return path
     name = str(path_or_repo)
     if name.count("/") != 1 or name.startswith((".", "~", "/")) or name.endswith("/"):
@@ -76,7 +78,8 @@ def resolve(path_or_repo: str | Path, revision: str | None = None) -> Path:
     except Exception as error:  # the hub's client raises many kinds, from HTTP, files and validation
         at = f" at revision {revision!r}" if revision else ""
         raise FlashNormError(
-            f"{name}: no such folder here, and it could not be had from the hub{at}: {first_line(error)}"
+            f"{name}: no such folder here, and it could not be had from the hub{at} (check the spelling, and "
+            f"the network): {first_line(error)}"
         ) from None
 
 
@@ -142,9 +145,9 @@ def compute_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
         if dtype not in DTYPES:
             raise FlashNormError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    if dtype is None and mx.default_device() == mx.cpu:
-        return mx.float32
-    return dtype
+    if dtype is not None and dtype not in DTYPES.values():
+        raise FlashNormError(f"dtype {dtype!r} is not supported; choose one of {', '.join(DTYPES)}")
+    return mx.float32 if dtype is None and mx.default_device() == mx.cpu else dtype
 
 
 def configured(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
@@ -197,8 +200,7 @@ def _with_weights(checkpoint: Checkpoint, options: dict[str, Any]) -> Decoder:
     """The model with lazy weights in place: mlx-lm's loader knows every quantisation format, so it does the work."""
     from mlx_lm.utils import load_model as load_with_mlx_lm
 
-    if glob.escape(str(checkpoint.path)) != str(checkpoint.path):
-        raise FlashNormError(f"{checkpoint.path}: mlx-lm can't load from a path with *, ? or [ in it; rename it")
+    check_globless(checkpoint.path)
     blank = configured(checkpoint, options)
     check_tensors(checkpoint, blank)
 
@@ -255,11 +257,16 @@ def load_tokenizer(path: Path) -> TokenizerWrapper:
         tokenizer = load_with_mlx_lm(path, {})
     except Exception as error:  # transformers raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        if not has_tokenizer(path):
             reason = "there is no tokenizer.json or tokenizer.model; copy the original model's there"
         raise FlashNormError(f"{path}: the tokenizer can't be loaded: {reason}") from None
     tokenizer.eos_token_ids = stop_tokens(path) | {i for i in (tokenizer.eos_token_id,) if i is not None}
     return tokenizer
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Whether a folder has any of a tokenizer's files."""
+    return any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
 
 
 def stop_tokens(path: Path) -> set[int]:

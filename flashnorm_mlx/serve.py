@@ -20,12 +20,7 @@ def serve(model: Any, tokenizer: Any, *, name: str, host: str, port: int) -> int
     """
     from mlx_lm import server
 
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise FlashNormError(f"{host}:{port}: {error.strerror}; choose another with --host and --port") from None
+    check_address(host, port)
 
     def load_ours(path: str, *, return_config: bool = False, **options: Any) -> tuple:
         return (model, tokenizer, {}) if return_config else (model, tokenizer)
@@ -35,6 +30,16 @@ def serve(model: Any, tokenizer: Any, *, name: str, host: str, port: int) -> int
     sys.argv = ["flashnorm serve", "--model", name, "--host", host, "--port", str(port)]
     server.main()
     return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise a FlashNormError where nothing can be served."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise FlashNormError(f"{host}:{port}: {error.strerror}; choose another with --host and --port") from None
 
 
 def _mend(server: Any, name: str) -> None:

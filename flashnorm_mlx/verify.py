@@ -18,6 +18,7 @@ from .checkpoint import open_checkpoint
 from .errors import FlashNormError
 from .layers.norm import ARMS
 from .loader import Progress, configured, load_model, load_tokenizer
+from .paths import check_plain
 from .selfcheck import relative_error
 
 #: So many tokens are in front of those that are decoded.
@@ -110,6 +111,7 @@ def read_ids(file: Path, tokenizer: Any) -> list[int]:
     Raises:
         FlashNormError: if the file can't be read as what its name says.
     """
+    check_plain(file)
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix != ".jsonl":

@@ -221,12 +221,15 @@ def test_paths_and_options(tmp_path: Path) -> None:
     file.write_text("x")
     with pytest.raises(FlashNormError, match="not a folder"):
         flashnorm_mlx.load(file)
-    with pytest.raises(FlashNormError, match="rename it"):
+    with pytest.raises(FlashNormError, match="another name"):
         load_model(write_checkpoint(tmp_path / "m [v1]"))
     path = write_checkpoint(tmp_path / "m")
     for options, message in (
         ({"arm": "fast"}, "arm 'fast' is not known"),
         ({"dtype": "int8"}, "dtype 'int8' is not known"),
+        ({"dtype": mx.int32}, "dtype mlx.core.int32 is not supported"),
+        ({"dtype": 3}, "dtype 3 is not supported"),
+        ({"revision": "main"}, "a folder has no revisions"),
         ({"kernels": "best"}, "kernels 'best' is not known"),
         ({"kernels": "fused"}, "need a GPU, Metal or CUDA"),
     ):

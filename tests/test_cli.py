@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import mlx.core as mx
 import pytest
 from checkpoints import edit_config, write_checkpoint
 
@@ -22,6 +25,12 @@ def run(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, st
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def flashnorm(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As a process of its own."""
+    command = [sys.executable, "-m", "flashnorm_mlx", *args]
+    return subprocess.run(command, capture_output=True, text=True, **options)
 
 
 @pytest.fixture
@@ -92,7 +101,16 @@ ERRORS = [
     (["generate", "MODEL", "-p", "w5", "--max-tokens", "none"], 2, "'none' is not a number"),
     (["generate", "MODEL", "-p", "w5", "--kernels", "fused"], 1, "fused kernels need a GPU"),
     (["verify", "MODEL", "--text", "no.txt"], 1, "no.txt: No such file"),
-    (["serve", "MODEL", "--port", "99999"], 2, "is not between 0 and 65535"),
+    (["serve", "MODEL", "--port", "99999"], 2, "is not between 1 and 65535"),
+    (["convert", "MODEL", "t [1]"], 1, "give it another name"),
+    (["convert", "MODEL", "t", "--no-quantize", "--bits", "8"], 1, "--no-quantize goes without --bits"),
+    (["info", "MODEL", "--revision", "x"], 1, "a folder has no revisions"),
+    (["info", "bad\udcff"], 1, "not a name in UTF-8"),
+    (["verify", "MODEL", "--text", ""], 1, "the path is empty"),
+    (["verify", "MODEL", "--text", "/dev/null"], 1, "/dev/null: not a plain file"),
+    (["timing", "--check"], 1, "--check goes with --predict"),
+    (["bench", "compare", "/dev/null", "/dev/null"], 1, "/dev/null: not a plain file"),
+    (["bench", "--model", "MODEL", "--json", "f", "--csv", "./f"], 1, "each format needs a file of its own"),
     (["sing"], 2, "invalid choice: 'sing'"),
     ([], 2, "required"),
 ]
@@ -142,6 +160,31 @@ def test_a_server_that_can_not_answer_any_more_ends(monkeypatch: pytest.MonkeyPa
     for failed in (False, True):
         Generator(failed)._run_generate()
     assert codes == [1]
+
+
+@pytest.mark.skipif(mx.default_device() == mx.gpu, reason="nothing is compiled in a folder there")
+def test_a_device_that_fails_is_one_line(model: Path, tmp_path: Path) -> None:
+    """MLX's compiler for the CPU needs a temporary folder."""
+    for command in (["generate", str(model), "-p", "w5"], ["convert", str(model), str(tmp_path / "t")]):
+        done = flashnorm(*command, env={**os.environ, "TMPDIR": str(tmp_path / "none")})
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and last.startswith("flashnorm: MLX failed: ") and "Traceback" not in done.stderr
+        assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_streams_of_any_encoding_or_none(model: Path) -> None:
+    done = flashnorm("info", str(model), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "? input_layernorm" in done.stdout
+    for closed, code in ((">&-", 0), ("2>&-", 0), ("<&-", 0)):
+        command = shlex.join([sys.executable, "-m", "flashnorm_mlx", "generate", str(model), "-p", "w5"])
+        done = subprocess.run(["bash", "-c", f"{command} {closed}"], capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr
+
+
+def test_a_source_without_a_tokenizer_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "s", tokenizer=False)
+    code, _, err = run(capsys, "convert", source, tmp_path / "t", "--no-quantize")
+    assert (code, err.startswith("It has no tokenizer")) == (0, True), err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

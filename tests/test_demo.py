@@ -14,8 +14,8 @@ from mlx_lm.generate import generate_step
 
 from flashnorm_mlx import FlashNormError, demo, generate, load
 from flashnorm_mlx.demo import converted_demo, demo_source
-from flashnorm_mlx.folders import cache_folder
 from flashnorm_mlx.loader import load_model
+from flashnorm_mlx.paths import cache_folder
 from flashnorm_mlx.verify import read_ids, verify
 
 QUESTIONS = ("What is FlashNorm?", "What is 45 plus 38?", "Tell me a story about a fox.")
@@ -25,6 +25,8 @@ def test_converted_once_into_the_users_cache(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = converted_demo()
     assert folder.parent == cache_folder() == tmp_path / "flashnorm"
+    (folder / "model.safetensors").unlink()
+    assert converted_demo() == folder and (folder / "model.safetensors").is_file()  # what is damaged is made anew
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert converted_demo() == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made

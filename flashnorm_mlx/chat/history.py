@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from ..folders import state_folder
+from ..paths import state_folder
 
 
 def history_path() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import termios
@@ -87,7 +88,8 @@ class Screen:
         except (termios.error, OSError, ValueError):  # no terminal
             yield
             return
-        hidden = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
+        hidden = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:6], list(before[6])]
+        hidden[6][termios.VQUIT] = bytes([os.fpathconf(sys.stdin.fileno(), "PC_VDISABLE") & 255])  # would leave it so
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, hidden)
         try:
             yield

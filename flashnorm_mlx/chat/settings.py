@@ -24,7 +24,8 @@ class Rule:
     @property
     def range(self) -> str:
         """The values that are taken, in words."""
-        numbers = f"{self.low:g} to {self.high:g}" if self.high < _MANY else f"{self.low:g} or more"
+        form = "g" if self.kind is float else ","
+        numbers = f"{self.low:{form}} to {self.high:{form}}"
         words = {bool: "on or off", str: "text"}.get(self.kind, numbers)
         return f"{words}, or off" if self.optional else words
 

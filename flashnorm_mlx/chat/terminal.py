@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ..errors import FlashNormError
+from ..errors import FlashNormError, Terminated
 from .editor import Editor, is_open, unquote
 from .screen import Screen, clean, write
 from .session import Progress, Session
@@ -87,6 +87,8 @@ class _Conversation:
                     return 0
             except (EOFError, _Leave):
                 return 0
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 if self._leaving and not self._editor.abandoned:
                     return 0

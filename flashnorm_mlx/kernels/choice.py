@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import first_line
-from ..folders import cache_folder
+from ..paths import cache_folder
 
 #: A form of an operation: ``(x [rows, in], residual [rows, out] or None) -> [rows, out]``.
 Form = Callable[[mx.array, mx.array | None], mx.array]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import FlashNormError
-from ..loader import Progress
+from ..loader import Progress, check_options
 from . import files, machine
 from .arms import load_all
 from .launches import launches
@@ -71,6 +72,9 @@ def check(args: Namespace) -> list[Trial]:
     targets = [target for name in files.FORMATS if (target := getattr(args, name))]
     if targets.count("-") > 1:
         raise FlashNormError("only one format can go to standard output; give the others a file")
+    if len({os.path.realpath(target) for target in targets}) < len(targets):
+        raise FlashNormError("each format needs a file of its own")
+    check_options("flashnorm", os.environ.get("FLASHNORM_KERNELS") or "auto")
     for target in [*targets, *([args.plot] if args.plot else [])]:
         files.check_target(target)
     planned = trials(args.prompt, args.generate, args.depth, args.batch)

@@ -41,6 +41,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlashNormError
+from ..paths import check_plain, local
 
 SCHEMA, VERSION = "flashnorm-bench", 1
 
@@ -116,6 +118,8 @@ def check_target(target: str) -> None:
     path = Path(target).expanduser()
     if target != "-" and (path.is_dir() or not path.parent.is_dir()):
         raise FlashNormError(f"{target}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+    if target != "-" and not os.access(path.parent, os.W_OK):
+        raise FlashNormError(f"{target}: its folder can't be written to")
 
 
 def write(text: str, target: str) -> None:
@@ -140,8 +144,10 @@ def read(file: str) -> dict[str, Any]:
     Raises:
         FlashNormError: if it is none, or of another version.
     """
+    path = local(file)
+    check_plain(path)
     try:
-        found = json.loads(Path(file).expanduser().read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FlashNormError(f"{file}: {error.strerror}") from None
     except ValueError as error:

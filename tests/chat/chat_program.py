@@ -1,9 +1,11 @@
 """A chat with a fake model, to be started in a terminal or a pipe by the tests beside it."""
 
+import signal
 import sys
 
 from chat_fakes import TEMPLATE, FakeModel, fake_tokenizer, split
 
+from flashnorm_mlx import cli
 from flashnorm_mlx.chat import Settings, chat
 from flashnorm_mlx.errors import FlashNormError
 
@@ -29,11 +31,16 @@ def main() -> int:
     template = None if options.pop("plain", None) else TEMPLATE
     limit = int(options.pop("limit", 0)) or None
     markdown = bool(options.pop("markdown", None))
+    if options.pop("signals", None):
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, cli._interrupt)
     settings = Settings(temp=0, markdown=markdown, **{name: int(value) for name, value in options.items()})
     try:
         return chat(
             FakeModel(answer, pause=pause, limit=limit), fake_tokenizer(template), settings, name="[bold]fake[/]"
         )
+    except KeyboardInterrupt:
+        return 130
     except FlashNormError as error:
         print(f"flashnorm: {error}", file=sys.stderr)
         return 1

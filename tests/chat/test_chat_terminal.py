@@ -92,7 +92,7 @@ def test_ctrl_c_stops_an_answer_and_a_second_one_leaves(start):
     chat.send(CTRL_C)
     chat.expect_exact("Stopped.")
     chat.expect_exact(PROMPT)
-    assert "399" not in chat.before and "^C" not in chat.before
+    assert "was cut" not in chat.before and "^C" not in chat.before
     say(chat, "more", "You said <more> as 2.")
     chat.send("long\r")
     chat.expect_exact("Long answer: 0, 1")
@@ -136,6 +136,29 @@ def test_keys_pressed_during_an_answer_wait_for_the_prompt(start):
     chat.send("tyqp\x7f\x7fped\r" + CTRL_D)
     chat.expect_exact("You said <typed> as 2.")
     chat.expect(pexpect.EOF)
+
+
+@pytest.mark.parametrize("when", ["at the prompt", "in an answer"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_told_to_end(start, when: str, name: str) -> None:
+    chat = start("pause=0.01", "signals=1")
+    if when == "in an answer":
+        chat.send("long\r")
+        chat.expect_exact("Long answer: 0, 1")
+    chat.kill(getattr(signal, name))
+    chat.expect(pexpect.EOF)
+    chat.close()
+    assert chat.exitstatus == 130 and "Ctrl-C" not in chat.before
+
+
+def test_ctrl_backslash_does_not_leave_a_broken_terminal(start):
+    chat = start("pause=0.001")
+    chat.send("long\r")
+    chat.expect_exact("Long answer: 0, 1")
+    chat.send("\x1c")
+    chat.expect_exact("The answer was cut")
+    chat.expect_exact(PROMPT)
+    leave(chat)
 
 
 def test_a_terminal_that_can_do_nothing(start):
