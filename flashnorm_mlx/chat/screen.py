@@ -89,7 +89,8 @@ class Screen:
             yield
             return
         hidden = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:6], list(before[6])]
-        hidden[6][termios.VQUIT] = bytes([os.fpathconf(sys.stdin.fileno(), "PC_VDISABLE") & 255])  # would leave it so
+        # Ctrl-\ would end the process and leave the terminal like this
+        hidden[6][termios.VQUIT] = bytes([os.fpathconf(sys.stdin.fileno(), "PC_VDISABLE") & 255])
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, hidden)
         try:
             yield
