@@ -39,7 +39,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 def circumstances(report: dict[str, Any]) -> list[str]:
     """What was measured, on what."""
     model, machine = report["model"], report["machine"]
-    weights = f"{model['bits']}-bit (group {model['group_size']})" if model["bits"] else model["dtype"]
+    weights = f"{model['bits']}-bit (group {model['group_size']})" if model["bits"] else "not quantised"
     source = ", random weights" if model["source"] == "shape" else ""
     sizes = [f"{model['parameters'] / 1e6:.1f} M parameters"] if model["parameters"] else []
     sizes += [f"{model['file_bytes'] / 1e6:.1f} MB"]
