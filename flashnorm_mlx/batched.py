@@ -37,11 +37,12 @@ class BatchKVCache(Lent, stock.BatchKVCache):
         self._idx += tokens
 
     def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
-        self._padding, self.appended = self.padding, self._idx
+        self._padding = self.padding
         buffer = room((2, *shape[:2], size_for(self._idx), shape[2]), dtype)
         if self._keys is not None:
             buffer[0, ..., : self._idx, :] = self._keys[..., : self._idx, :]
             buffer[1, ..., : self._idx, :] = self._values[..., : self._idx, :]  # type: ignore[index]
+        self.appended = self._idx
         self.hold(buffer)
         self._keys = self._values = None
 

@@ -50,8 +50,7 @@ class Buffered:
 
     def hold(self, buffer: mx.array | None) -> None:
         """Take over a buffer."""
-        self.buffer, self.mark = buffer, None
-        self.room = None if buffer is None else room_of(buffer)
+        self.buffer, self.room, self.mark = buffer, None if buffer is None else room_of(buffer), None
 
     def make_room(self, length: int, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """See to it that there is a buffer, for ``shape`` (batch, kv_heads, head_dim), and room in the tail."""

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, MemoryError) as error:  # how MLX says that the device, or a compiler, failed or is full
         if type(error) not in (RuntimeError, MemoryError):
             raise
-        print(f"flashnorm: MLX failed: {first_line(error)}", file=sys.stderr)
+        print(f"flashnorm: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("flashnorm: interrupted", file=sys.stderr)

@@ -29,7 +29,10 @@ def converted_demo(progress: Progress | None = None) -> Path:
 
     source = demo_source()
     digest = hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()[:12]
-    target = cache_folder() / f"demo-{__version__}-{digest}"
+    try:
+        target = cache_folder() / f"demo-{__version__}-{digest}"
+    except RuntimeError as error:
+        raise FlashNormError(f"{error} Set XDG_CACHE_HOME to a folder for the converted demo") from None
     if target.is_dir() and not all((target / file).is_file() for file in FILES):
         shutil.rmtree(target, ignore_errors=True)  # damaged since
     if not target.exists():

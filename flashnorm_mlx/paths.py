@@ -35,6 +35,12 @@ def check_plain(file: Path) -> None:
         raise FlashNormError(f"{file}: not a plain file")
 
 
+def check_finite(file: Path) -> None:
+    """Raise a FlashNormError for a device, which may have no end; files and pipes have one."""
+    if file.is_char_device() or file.is_block_device():
+        raise FlashNormError(f"{file}: a device, not a file")
+
+
 def check_globless(path: Path) -> None:
     """Raise a FlashNormError for a model's folder that mlx-lm can't load from: it takes the name for a pattern."""
     if glob.escape(str(path)) != str(path):

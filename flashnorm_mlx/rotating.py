@@ -32,13 +32,13 @@ class Windowed(Lent):
     def _lend(self, held: list[mx.array], shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         """Make a buffer with the keys and values that are ``held`` in it, if any are, as far as a window reaches."""
         newest = [a[..., -self.max_size :, :] for a in held]
-        self.appended = newest[0].shape[2] if newest else 0
-        buffer = room((2, *shape[:2], min(self.most, size_for(self.appended)), shape[2]), dtype)
+        count = newest[0].shape[2] if newest else 0
+        buffer = room((2, *shape[:2], min(self.most, size_for(count)), shape[2]), dtype)
         if newest:
-            buffer[..., : self.appended, :] = mx.stack(newest)
+            buffer[..., :count, :] = mx.stack(newest)
+        self.appended = count
         self.hold(buffer)
         self._keys = self._values = None
-        self._idx = self.held
 
     def _appended(self, buffer: mx.array, newest: mx.array) -> tuple[mx.array, int]:
         """There is more room or, in the end, what no window reaches any more makes room for it."""
@@ -72,7 +72,6 @@ class RotatingKVCache(Windowed, stock.RotatingKVCache):
 
     def _advance(self, tokens: int) -> None:
         self.offset += tokens
-        self._idx = self.held
 
     def _borrow(self, shape: tuple[int, int, int], dtype: mx.Dtype) -> None:
         held = [self._temporal_order(a) for a in (self._keys, self._values) if a is not None]

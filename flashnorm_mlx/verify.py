@@ -18,7 +18,7 @@ from .checkpoint import open_checkpoint
 from .errors import FlashNormError
 from .layers.norm import ARMS
 from .loader import Progress, configured, load_model, load_tokenizer
-from .paths import check_plain
+from .paths import check_finite
 from .selfcheck import relative_error
 
 #: So many tokens are in front of those that are decoded.
@@ -111,13 +111,15 @@ def read_ids(file: Path, tokenizer: Any) -> list[int]:
     Raises:
         FlashNormError: if the file can't be read as what its name says.
     """
-    check_plain(file)
     try:
+        check_finite(file)
         text = file.read_text(encoding="utf-8")
         if file.suffix != ".jsonl":
             return list(tokenizer.encode(text))
         chats = [json.loads(line)["messages"] for line in text.splitlines() if line.strip()]
         return [i for chat in chats for i in tokenizer.apply_chat_template(chat)]
+    except FlashNormError:
+        raise
     except OSError as error:
         raise FlashNormError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -107,9 +107,9 @@ ERRORS = [
     (["info", "MODEL", "--revision", "x"], 1, "a folder has no revisions"),
     (["info", "bad\udcff"], 1, "not a name in UTF-8"),
     (["verify", "MODEL", "--text", ""], 1, "the path is empty"),
-    (["verify", "MODEL", "--text", "/dev/null"], 1, "/dev/null: not a plain file"),
+    (["verify", "MODEL", "--text", "/dev/null"], 1, "/dev/null: a device, not a file"),
     (["timing", "--check"], 1, "--check goes with --predict"),
-    (["bench", "compare", "/dev/null", "/dev/null"], 1, "/dev/null: not a plain file"),
+    (["bench", "compare", "/dev/null", "/dev/null"], 1, "/dev/null: a device, not a file"),
     (["bench", "--model", "MODEL", "--json", "f", "--csv", "./f"], 1, "each format needs a file of its own"),
     (["sing"], 2, "invalid choice: 'sing'"),
     ([], 2, "required"),
@@ -168,7 +168,7 @@ def test_a_device_that_fails_is_one_line(model: Path, tmp_path: Path) -> None:
     for command in (["generate", str(model), "-p", "w5"], ["convert", str(model), str(tmp_path / "t")]):
         done = flashnorm(*command, env={**os.environ, "TMPDIR": str(tmp_path / "none")})
         last = done.stderr.splitlines()[-1]
-        assert done.returncode == 1 and last.startswith("flashnorm: MLX failed: ") and "Traceback" not in done.stderr
+        assert done.returncode == 1 and last.startswith("flashnorm: ") and "Traceback" not in done.stderr
         assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 

@@ -220,7 +220,7 @@ def test_more_than_kernels_can_count_is_left_to_plain_operations(
     if touched:
         monkeypatch.setattr(DecodeStep, "goes_on", lambda *_: False)
     got = run(model, plan)
-    assert 0 < len(passes) < 40
+    assert len(passes) == (26 if touched else 32)  # 256 are in the buffer, and 6 more in the tail if nobody asks
     assert error(got[-16:], run(load_stock(path)[0], plan)[-16:]) <= rounding(path, plan, device)
 
 

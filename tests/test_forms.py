@@ -19,7 +19,7 @@ from mlx_lm.utils import load_model as load_stock
 from flashnorm_mlx import loader
 from flashnorm_mlx.cache import KVCache
 from flashnorm_mlx.errors import FlashNormError
-from flashnorm_mlx.kernels import dialect
+from flashnorm_mlx.kernels import choice, dialect
 from flashnorm_mlx.kernels.packed import Failed
 from flashnorm_mlx.layers import fused
 from flashnorm_mlx.loader import load_model
@@ -102,8 +102,7 @@ def test_pending_post_norms_in_plain_form(
 
     def choice(operation: str, forms: Mapping[str, Any], x: mx.array, residual: mx.array | None) -> str:
         kernel, other = (form(x, residual) for form in forms.values())
-        assert error([kernel.flatten()[: other.size]], [other.flatten()]) <= 5e-6
-        assert kernel.size == other.size + x.size * ("behind a post-norm" in operation)
+        assert kernel.shape == other.shape and error([kernel], [other]) <= 5e-6
         return "plain" if plain in operation else "kernel"
 
     def launch(operation: str, *args: Any, **options: Any) -> list[mx.array]:
@@ -120,6 +119,20 @@ def test_pending_post_norms_in_plain_form(
         model(tokens(1), cache=make_prompt_cache(model))
         # of two layers all but the first q, k, v, and the head, have a post-norm in front; o and down have none
         assert launches.count("project") == {"behind a post-norm": 5, "gated": 7, "project": 0}[plain]
+    assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
+
+
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "gpt2"])
+def test_forms_are_measured(family: str, tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model is loaded, whatever wins."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("_known", {}), ("REPEAT", 2), ("LAUNCHES", 2)):
+        monkeypatch.setattr(choice, name, value)
+    path = checkpoint(tmp_path / "m", family)
+    model = load_model(path, kernels="reference")
+    model.fuse(measure=True)
+    assert model.kernels == "fused" and len(choice.measured()) >= 5
+    assert any("behind a post-norm" in operation for operation in choice.measured()) == (family != "gpt2")
     assert error(run(model, PLAN), run(load_stock(path)[0], PLAN)) <= 5e-6
 
 

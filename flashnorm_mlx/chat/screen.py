@@ -7,7 +7,7 @@ import re
 import sys
 import termios
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.table import Table
@@ -88,14 +88,16 @@ class Screen:
         except (termios.error, OSError, ValueError):  # no terminal
             yield
             return
-        hidden = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:6], list(before[6])]
+        lines = before[3] & ~(termios.ECHO | termios.ICANON)
+        hidden = [before[0] & ~termios.ICRNL, *before[1:3], lines, *before[4:6], list(before[6])]
         # Ctrl-\ would end the process and leave the terminal like this
         hidden[6][termios.VQUIT] = bytes([os.fpathconf(sys.stdin.fileno(), "PC_VDISABLE") & 255])
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, hidden)
         try:
             yield
         finally:
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+            with suppress(termios.error, OSError):  # it may be gone
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
     @contextmanager
     def waiting(self) -> Iterator[Progress]:

@@ -182,10 +182,15 @@ class Projection:
         x = mx.ones((rows, w.columns), w.dtype)
         residual = mx.ones((rows, w.rows), w.dtype) if self.adds else None
         due, pending = (x, self.pending) if w.post_gain else (None, None)
-        forms = {
-            "kernel": lambda x, residual: self.kernel(x, rows, residual, due=due),
-            "plain": lambda x, residual: self.plain(x if pending is None else pending(x, x), rows, residual),
-        }
+
+        def kernel(x: mx.array, residual: mx.array | None) -> mx.array:
+            y = self.kernel(x, rows, residual, due=due)
+            return y if due is None else y[: y.size - due.size].reshape(rows, -1)  # what was normed is behind it
+
+        def plain(x: mx.array, residual: mx.array | None) -> mx.array:
+            return self.plain(x if pending is None else pending(x, x), rows, residual)
+
+        forms = {"kernel": kernel, "plain": plain}
         if fastest(operation, forms, x, residual) == "plain":
             self.plain_for.add(rows)
 

@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlashNormError
-from ..paths import check_plain, local
+from ..paths import check_finite, local
 
 SCHEMA, VERSION = "flashnorm-bench", 1
 
@@ -145,8 +145,8 @@ def read(file: str) -> dict[str, Any]:
         FlashNormError: if it is none, or of another version.
     """
     path = local(file)
-    check_plain(path)
     try:
+        check_finite(path)
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FlashNormError(f"{file}: {error.strerror}") from None

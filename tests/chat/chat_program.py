@@ -41,6 +41,8 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         return 130
+    except OSError:
+        return 1
     except FlashNormError as error:
         print(f"flashnorm: {error}", file=sys.stderr)
         return 1

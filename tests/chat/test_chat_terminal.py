@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def start(tmp_path):
 
     yield spawn
     for chat in chats:
-        chat.close(force=True)
+        with suppress(OSError):  # it is closed
+            chat.close(force=True)
 
 
 def say(chat: pexpect.spawn, keys: str, expected: str) -> str:
@@ -133,9 +135,29 @@ def test_keys_pressed_during_an_answer_wait_for_the_prompt(start):
     chat = start("pause=0.001")
     chat.send("long\r")
     chat.expect_exact("Long answer: 0, 1")
-    chat.send("tyqp\x7f\x7fped\r" + CTRL_D)
-    chat.expect_exact("You said <typed> as 2.")
+    chat.send("tyqp\x7f\x7fped" + ALT_ENTER + "two\r" + CTRL_D)
+    chat.expect_exact("You said <typed\r\ntwo> as 2.")
     chat.expect(pexpect.EOF)
+
+
+def test_keys_pressed_between_an_answer_and_the_prompt(start):
+    """A message that is answered at once: there is no moment at which Ctrl-D is lost."""
+    for _ in range(4):
+        chat = start()
+        chat.send("one\r" + CTRL_D)
+        chat.expect(pexpect.EOF)
+
+
+def test_a_terminal_that_is_gone(start, tmp_path):
+    chat = start("pause=0.01", "signals=1", output=f"/dev/tty 2> {tmp_path / 'errors'}")
+    chat.send("long\r")
+    chat.expect_exact("Long answer: 0, 1")
+    os.close(chat.child_fd)
+    for _ in range(100):
+        if not chat.isalive():
+            break
+        time.sleep(0.1)
+    assert "Traceback" not in (tmp_path / "errors").read_text()
 
 
 @pytest.mark.parametrize("when", ["at the prompt", "in an answer"])
