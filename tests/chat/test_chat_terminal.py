@@ -7,10 +7,13 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from chat_fakes import TEMPLATE, FakeModel, fake_tokenizer
+
+from flashnorm_mlx.chat import Settings, terminal
 
 pexpect = pytest.importorskip("pexpect")
 HERE = Path(__file__).parent
@@ -140,12 +143,28 @@ def test_keys_pressed_during_an_answer_wait_for_the_prompt(start):
     chat.expect(pexpect.EOF)
 
 
-def test_keys_pressed_between_an_answer_and_the_prompt(start):
-    """A message that is answered at once: there is no moment at which Ctrl-D is lost."""
-    for _ in range(4):
-        chat = start()
-        chat.send("one\r" + CTRL_D)
-        chat.expect(pexpect.EOF)
+def test_the_terminal_keeps_keys_until_the_chat_ends(monkeypatch):
+    """Not in each answer alone: between an answer and the prompt it would read lines, and lose Ctrl-D."""
+    events = []
+
+    @contextmanager
+    def hidden(self):
+        events.append("hidden")
+        yield
+        events.append("restored")
+
+    class Typed:
+        trouble, texts = None, ["hello", "/help", "/quit"]
+
+        def read(self):
+            events.append("read")
+            return self.texts.pop(0)
+
+    monkeypatch.setattr(terminal.Screen, "typing_hidden", hidden)
+    monkeypatch.setattr(terminal, "Editor", Typed)
+    model = FakeModel(lambda text: "hi")
+    assert terminal._Conversation(model, fake_tokenizer(TEMPLATE), Settings(temp=0), "fake").run() == 0
+    assert events == ["hidden", "read", "read", "read", "restored"]
 
 
 def test_a_terminal_that_is_gone(start, tmp_path):
