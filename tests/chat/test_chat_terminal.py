@@ -176,7 +176,8 @@ def test_a_terminal_that_is_gone(start, tmp_path):
         if not chat.isalive():
             break
         time.sleep(0.1)
-    assert "Traceback" not in (tmp_path / "errors").read_text()
+    # what else is there depends on which comes first, the signal or the write that fails
+    assert not chat.isalive() and "termios.error" not in (tmp_path / "errors").read_text()
 
 
 @pytest.mark.parametrize("when", ["at the prompt", "in an answer"])
