@@ -73,19 +73,32 @@ def test_caches_that_do_not_say_what_they_hold(memory: dict[str, Any]) -> None:
     assert len(memory["awaited"]) == 1
 
 
-def test_prompts_with_a_cache_are_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config("llama", num_hidden_layers=5)
+@pytest.mark.parametrize(
+    ("architecture", "layers", "handed"), [("llama", 4, [0, 2]), ("llama", 5, [0, 2]), ("gemma4_text", 6, [0, 2])]
+)
+def test_prompts_are_handed_over_as_far_as_caches_need_them(
+    architecture: str, layers: int, handed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the last block's output, nor what layers yield that have no cache."""
+    config = tiny_config(architecture, num_hidden_layers=layers)
     stock, weights = stock_with_weights(config)
     model, ids = our_model(config, weights), mx.random.randint(2, config["vocab_size"], (1, 21))
-    handed: list[mx.array] = []
-    original = mx.async_eval
-    monkeypatch.setattr(mx, "async_eval", lambda *a: handed.extend(a) or original(*a))
+    outputs: list[mx.array] = []
+    given: list[mx.array] = []
+    original, call = mx.async_eval, type(model.layers[0]).__call__
+
+    def recorded(*args: Any) -> mx.array:
+        outputs.append(call(*args))
+        return outputs[-1]
+
+    monkeypatch.setattr(type(model.layers[0]), "__call__", recorded)
+    monkeypatch.setattr(mx, "async_eval", lambda *a: given.extend(a) or original(*a))
     assert relative_error(model(ids, cache=make_prompt_cache(model)), stock(ids)) <= TOLERANCE
-    assert len(handed) == 2
-    handed.clear()
+    assert [id(a) for a in given] == [id(outputs[i]) for i in handed]
+    given.clear()
     model(ids)  # without a cache, as in training, nothing is computed
     model(ids[:, :1], cache=make_prompt_cache(model))  # nor of one token, whose sampling is built behind it
-    assert not handed
+    assert not given
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])

@@ -88,9 +88,9 @@ class Decoder(MadeAhead):
         blocks = self.blocks(h.shape) if cache else self.layers
         under_way = UnderWay(h, caches) if cache and h.shape[1] > 1 else None
         for block, c, own in zip(blocks, caches, layer_inputs, strict=True):
-            h = block(h, *context[block.kind], c, *own)
-            if under_way is not None:
+            if under_way is not None and c is not None:  # behind the last cache only logits depend on it
                 under_way.add(h)
+            h = block(h, *context[block.kind], c, *own)
         return self.head(whole(h))
 
     def trial_pass(self, ids: mx.array) -> mx.array:

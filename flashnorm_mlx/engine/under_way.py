@@ -19,6 +19,9 @@ class UnderWay:
 
     All at once would take the memory of all, for an operation's is taken when it is handed over. What is in use is the
     whole process's: beside other work the host waits more often.
+
+    Only what a further block reads is handed over. The last block's output is the logits' alone, and of most of a
+    prompt nobody asks for these: generation waits for the caches.
     """
 
     def __init__(self, h: mx.array, caches: list) -> None:
@@ -28,7 +31,7 @@ class UnderWay:
         self.most = mx.get_active_memory() + RESIDUALS * h.nbytes
 
     def add(self, h: Any) -> None:
-        """Another block, whose residual is ``h``."""
+        """``h``: a residual that another block is about to read."""
         self.blocks += 1
         if self.blocks % BLOCKS:
             return

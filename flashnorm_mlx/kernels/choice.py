@@ -21,7 +21,7 @@ from ..paths import cache_folder
 Form = Callable[[mx.array, mx.array | None], mx.array]
 
 #: Launches that are timed together, as far as what they read and yield takes no more memory than this; and how often.
-LAUNCHES, MEMORY, REPEAT = 32, 2**22, 7
+LAUNCHES, MEMORY, REPEAT = 32, 2**21, 7
 
 #: Of the first form's time another takes at most this much, if it is to be preferred.
 MARGIN = 0.95
@@ -79,6 +79,7 @@ def _measure(operation: str, forms: Mapping[str, Form], x: mx.array, residual: m
                 start = time.perf_counter()
                 mx.eval(chain(inputs, residual))
                 times[name].append(time.perf_counter() - start)
+                mx.synchronize()  # so that the next takes no memory before this one's is given back
             except (RuntimeError, ValueError) as error:
                 said = f"flashnorm: {name} form of {operation} fails, another is used: {first_line(error)}"
                 warnings.warn(said, stacklevel=3)

@@ -19,7 +19,7 @@ from .norm import PostNorm, Unnormed, add_clipped, weightless_norm
 from .rope import Positions
 
 #: Forms are compared on so many rows, as far as these take no more memory than this.
-ROWS, MEMORY = 1024, 2**19
+ROWS, MEMORY = 1024, 2**18
 
 JOINS: dict[str, choice.Form] = {
     "kernel": lambda x, residual: add_norm(x, residual, 1e-5)[1],  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], 
     if not measure or not covers(dims, dtype):
         return covers(dims, dtype)
     width = dims if forms is JOINS else 2 * dims
-    rows = min(ROWS, MEMORY // (width * dtype.size))
+    rows = max(1, min(ROWS, MEMORY // (width * dtype.size)))
     residual = mx.ones((rows, dims), dtype) if forms is JOINS else None
     kind = str(dtype).removeprefix("mlx.core.")
     operation = f"{name} of {dims}, {kind}, {rows} rows"
