@@ -108,7 +108,7 @@ def _pays(name: str, dims: int, dtype: mx.Dtype, forms: dict[str, choice.Form], 
     if not measure or not covers(dims, dtype):
         return covers(dims, dtype)
     width = dims if forms is JOINS else 2 * dims
-    rows = max(1, min(ROWS, MEMORY // (width * dtype.size)))
+    rows = min(ROWS, MEMORY // (width * dtype.size))
     residual = mx.ones((rows, dims), dtype) if forms is JOINS else None
     kind = str(dtype).removeprefix("mlx.core.")
     operation = f"{name} of {dims}, {kind}, {rows} rows"
